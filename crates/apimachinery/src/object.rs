@@ -1,0 +1,234 @@
+//! One revision of one object as the whole system passes it around: encoded once, with what must be known
+//! without decoding kept beside the bytes.
+//!
+//! Sketch: a 3.5 KB pod costs its bytes plus about 300 B of attributes; the typed struct would take 16 KB. Nobody
+//! holds typed structs; they are decoded for the moment.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// An owner reference's identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub uid: Box<str>,
+    pub kind: Box<str>,
+    pub name: Box<str>,
+    pub api_version: Box<str>,
+    pub controller: bool,
+}
+
+/// What selectors, indexes and caches ask of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Empty for cluster-scoped objects.
+    pub namespace: Box<str>,
+    pub name: Box<str>,
+    pub uid: Box<str>,
+    /// Sorted by key.
+    pub labels: Box<[(Arc<str>, Arc<str>)]>,
+    /// Selectable fields beyond `metadata.name` and `metadata.namespace`, as (path, value).
+    pub fields: Box<[(&'static str, Box<str>)]>,
+    pub owners: Box<[Owner]>,
+    /// Whether `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+}
+
+impl Attributes {
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.binary_search_by(|(k, _)| (**k).cmp(key)).ok().map(|i| &*self.labels[i].1)
+    }
+
+    /// The value of a selectable field, `metadata.name` and `metadata.namespace` included.
+    pub fn field(&self, path: &str) -> Option<&str> {
+        match path {
+            "metadata.name" => Some(&self.name),
+            "metadata.namespace" => Some(&self.namespace),
+            _ => self.fields.iter().find(|(p, _)| *p == path).map(|(_, v)| &**v),
+        }
+    }
+
+    pub fn controller(&self) -> Option<&Owner> {
+        self.owners.iter().find(|o| o.controller)
+    }
+}
+
+/// One revision of one object. `body` is its JSON without `metadata.resourceVersion`, as it lies in the store.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    pub attributes: Attributes,
+    pub resource_version: u64,
+    pub body: Bytes,
+    /// Where in `body` the members of `metadata` begin: right after `"metadata":{`.
+    pub splice: u32,
+}
+
+impl Encoded {
+    /// Reads the attributes of a stored object. `fields` gives the selectable fields of its resource.
+    pub fn new(
+        body: Bytes,
+        resource_version: u64,
+        fields: impl FnOnce(&Value) -> Vec<(&'static str, String)>,
+    ) -> Result<Encoded, serde_json::Error> {
+        let value: Value = serde_json::from_slice(&body)?;
+        Ok(Encoded::with_value(body, resource_version, &value, fields(&value)))
+    }
+
+    /// As [`Encoded::new`] where the decoded value is at hand; `value` and `body` must be the same object.
+    pub fn with_value(
+        body: Bytes,
+        resource_version: u64,
+        value: &Value,
+        fields: Vec<(&'static str, String)>,
+    ) -> Encoded {
+        let meta = &value["metadata"];
+        let text = |v: &Value| v.as_str().unwrap_or_default().into();
+        let mut labels: Vec<(Arc<str>, Arc<str>)> = meta["labels"]
+            .as_object()
+            .map(|m| {
+                m.iter().map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect()
+            })
+            .unwrap_or_default();
+        labels.sort();
+        let owners = meta["ownerReferences"]
+            .as_array()
+            .map(|refs| {
+                refs.iter()
+                    .map(|r| Owner {
+                        uid: text(&r["uid"]),
+                        kind: text(&r["kind"]),
+                        name: text(&r["name"]),
+                        api_version: text(&r["apiVersion"]),
+                        controller: r["controller"].as_bool().unwrap_or(false),
+                    })
+                    .collect()
+            })
+            .unwrap_or_default();
+        Encoded {
+            attributes: Attributes {
+                namespace: text(&meta["namespace"]),
+                name: text(&meta["name"]),
+                uid: text(&meta["uid"]),
+                labels: labels.into(),
+                fields: fields.into_iter().map(|(p, v)| (p, v.into())).collect(),
+                owners,
+                deleting: !meta["deletionTimestamp"].is_null(),
+            },
+            resource_version,
+            splice: splice_offset(&body),
+            body,
+        }
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.attributes.namespace
+    }
+
+    pub fn name(&self) -> &str {
+        &self.attributes.name
+    }
+
+    pub fn uid(&self) -> &str {
+        &self.attributes.uid
+    }
+
+    /// `namespace/name`, or the name alone for cluster-scoped objects: the key of work queues.
+    pub fn key(&self) -> String {
+        object_key(&self.attributes.namespace, &self.attributes.name)
+    }
+
+    /// The JSON as clients get it, in three parts: shared bytes, a small one with the resource version, shared bytes.
+    pub fn parts(&self) -> [Bytes; 3] {
+        let at = self.splice as usize;
+        if at == 0 {
+            return [self.body.clone(), Bytes::new(), Bytes::new()];
+        }
+        let comma = if self.body.get(at) == Some(&b'}') { "" } else { "," };
+        let rv = format!("\"resourceVersion\":\"{}\"{comma}", self.resource_version);
+        [self.body.slice(..at), rv.into(), self.body.slice(at..)]
+    }
+
+    /// Appends the JSON as clients get it.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        for part in self.parts() {
+            out.extend_from_slice(&part);
+        }
+    }
+
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.body.len() + 40);
+        self.write_json(&mut out);
+        out
+    }
+
+    /// The typed object (or a partial view of it), with its resource version.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        serde_json::from_slice(&self.to_json())
+    }
+
+    /// The generic object, with its resource version.
+    pub fn to_value(&self) -> Result<Value, serde_json::Error> {
+        self.decode()
+    }
+}
+
+/// `namespace/name`, or the name alone where there is no namespace.
+pub fn object_key(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+}
+
+/// Finds the top-level `"metadata":{` of a JSON object; 0 where there is none.
+fn splice_offset(body: &[u8]) -> u32 {
+    let (mut depth, mut i) = (0u32, 0usize);
+    while i < body.len() {
+        match body[i] {
+            b'"' => {
+                let start = i + 1;
+                i = start;
+                while i < body.len() && body[i] != b'"' {
+                    i += if body[i] == b'\\' { 2 } else { 1 };
+                }
+                let is_metadata = depth == 1
+                    && body.get(start..i) == Some(&b"metadata"[..])
+                    && body.get(i + 1) == Some(&b':');
+                if is_metadata {
+                    let mut at = i + 2;
+                    while body.get(at).is_some_and(u8::is_ascii_whitespace) {
+                        at += 1;
+                    }
+                    return if body.get(at) == Some(&b'{') { (at + 1) as u32 } else { 0 };
+                }
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        i += 1;
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splices_the_resource_version() {
+        for (body, want) in [
+            (
+                r#"{"kind":"A","metadata":{"name":"x"}}"#,
+                r#"{"kind":"A","metadata":{"resourceVersion":"7","name":"x"}}"#,
+            ),
+            (r#"{"metadata":{}}"#, r#"{"metadata":{"resourceVersion":"7"}}"#),
+            (
+                r#"{"data":{"metadata":{"a":"\"metadata\":{"}},"metadata":{"name":"x"}}"#,
+                r#"{"data":{"metadata":{"a":"\"metadata\":{"}},"metadata":{"resourceVersion":"7","name":"x"}}"#,
+            ),
+        ] {
+            let e = Encoded::new(Bytes::from(body.to_owned()), 7, |_| vec![]).unwrap();
+            assert_eq!(String::from_utf8(e.to_json()).unwrap(), want);
+        }
+    }
+}

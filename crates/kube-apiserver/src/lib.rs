@@ -1,0 +1,3 @@
+//! The API server: HTTP, authentication, authorization, admission, registry, watch cache, discovery, OpenAPI.
+
+pub mod seams;

@@ -1,0 +1,155 @@
+//! Where request handling meets identity and policy. Handlers know only these traits; authentication,
+//! authorization, admission and the allocators know only these views of the registry.
+
+use std::sync::Arc;
+
+use apimachinery::object::Encoded;
+use apimachinery::status::Status;
+use apimachinery::user::UserInfo;
+use async_trait::async_trait;
+use serde_json::Value;
+
+/// What a request asks for, read from its method, path and query (upstream's RequestInfo).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestInfo {
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`, `proxy`; for non-resource
+    /// requests the lower-case HTTP method.
+    pub verb: String,
+    /// Whether the path names an API resource.
+    pub is_resource: bool,
+    pub path: String,
+    /// Empty for the core group.
+    pub group: String,
+    pub version: String,
+    pub resource: String,
+    pub subresource: String,
+    pub namespace: String,
+    /// Empty for collections.
+    pub name: String,
+    pub label_selector: Option<String>,
+    pub field_selector: Option<String>,
+}
+
+/// How a request proved who it is.
+#[derive(Clone, Debug)]
+pub struct Credentials<'a> {
+    pub headers: &'a http::HeaderMap,
+    /// DER certificates the client presented, leaf first; empty without TLS client authentication.
+    pub peer_certificates: &'a [Vec<u8>],
+}
+
+#[async_trait]
+pub trait Authenticator: Send + Sync + 'static {
+    /// `Err` is the 401 to answer. Without credentials the answer is the anonymous user. The caller handles
+    /// impersonation headers through [`Authorizer`].
+    async fn authenticate(&self, credentials: Credentials<'_>) -> Result<UserInfo, Status>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Allow,
+    /// Why not, for the Status message; may be empty.
+    Deny(String),
+}
+
+#[async_trait]
+pub trait Authorizer: Send + Sync + 'static {
+    async fn authorize(&self, user: &UserInfo, request: &RequestInfo) -> Decision;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+    Connect,
+}
+
+/// One write on its way in. Plugins change `object` in `admit` and only read it in `validate`.
+#[derive(Debug)]
+pub struct AdmissionRequest<'a> {
+    pub operation: Operation,
+    pub group: &'a str,
+    pub version: &'a str,
+    pub kind: &'a str,
+    pub resource: &'a str,
+    pub subresource: &'a str,
+    pub namespace: &'a str,
+    /// May be empty on create with generateName.
+    pub name: &'a str,
+    pub user: &'a UserInfo,
+    pub dry_run: bool,
+    /// CreateOptions, UpdateOptions, PatchOptions or DeleteOptions.
+    pub options: &'a Value,
+    /// The new object; `Null` on delete.
+    pub object: &'a mut Value,
+    /// The stored object; absent on create.
+    pub old_object: Option<&'a Value>,
+    /// Sent to the client as Warning headers.
+    pub warnings: &'a mut Vec<String>,
+}
+
+#[async_trait]
+pub trait Admission: Send + Sync + 'static {
+    /// Mutating plugins and webhooks, in upstream's order.
+    async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status>;
+    /// Validating plugins, policies and webhooks.
+    async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status>;
+}
+
+/// Values a write reserves outside its object (cluster IPs, node ports). Called inside create, update and delete of
+/// services, after admission and before storage; what `reserve` returns is undone with `release` when the write
+/// fails, and confirmed by dropping it when it succeeds.
+#[async_trait]
+pub trait Allocators: Send + Sync + 'static {
+    /// Fills `clusterIP(s)`, `nodePort`s, `healthCheckNodePort` of `service` and reserves them.
+    async fn reserve(&self, service: &mut Value, old: Option<&Value>) -> Result<Reservation, Status>;
+    async fn release(&self, reservation: Reservation);
+    /// The service is gone (or gave these values up).
+    async fn service_deleted(&self, service: &Value);
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reservation {
+    pub addresses: Vec<std::net::IpAddr>,
+    pub node_ports: Vec<(String, u16)>,
+}
+
+/// Read access to the watch caches. Never blocks; `group` is empty for the core group.
+pub trait Objects: Send + Sync + 'static {
+    fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<Encoded>>;
+    /// All objects of a resource, in one namespace or (`None`) everywhere.
+    fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Arc<Encoded>>;
+    /// Changes whenever an object of the resource does (the value is a revision).
+    fn changes(&self, group: &str, resource: &str) -> tokio::sync::watch::Receiver<u64>;
+}
+
+/// Write access below admission and authorization, for the server's own objects. Goes through strategy, defaulting,
+/// validation and storage like any other write.
+#[async_trait]
+pub trait Writer: Send + Sync + 'static {
+    async fn create(
+        &self,
+        group: &str,
+        version: &str,
+        resource: &str,
+        object: Value,
+    ) -> Result<Arc<Encoded>, Status>;
+    /// Optimistic update: `object` carries the resource version it was read at, or none for an unconditional one.
+    async fn update(
+        &self,
+        group: &str,
+        version: &str,
+        resource: &str,
+        object: Value,
+    ) -> Result<Arc<Encoded>, Status>;
+    /// Reads the stored object, consistently.
+    async fn read(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Encoded>, Status>;
+    async fn delete(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<(), Status>;
+}
