@@ -153,3 +153,40 @@ pub trait Writer: Send + Sync + 'static {
     ) -> Result<Arc<Encoded>, Status>;
     async fn delete(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<(), Status>;
 }
+
+/// Questions about identity and policy that clients ask as objects, and tokens they ask for.
+#[async_trait]
+pub trait Reviews: Send + Sync + 'static {
+    /// Answers `tokenreviews`, `selfsubjectreviews`, `subjectaccessreviews`, `selfsubjectaccessreviews`,
+    /// `localsubjectaccessreviews` and `selfsubjectrulesreviews`: the object with its status filled in. Nothing is
+    /// stored. `namespace` is that of the request's path.
+    async fn review(
+        &self,
+        user: &UserInfo,
+        resource: &str,
+        namespace: &str,
+        object: Value,
+    ) -> Result<Value, Status>;
+
+    /// Answers a create of `serviceaccounts/token` (after admission): the TokenRequest with its status.
+    async fn request_token(
+        &self,
+        user: &UserInfo,
+        namespace: &str,
+        service_account: &str,
+        request: Value,
+    ) -> Result<Value, Status>;
+
+    /// The document at `/.well-known/openid-configuration`; `None` when no service account issuer is configured.
+    fn openid_configuration(&self) -> Option<Value>;
+
+    /// The key set at `/openid/v1/jwks`.
+    fn jwks(&self) -> Option<Value>;
+
+    /// Applies the `Impersonate-*` headers: the user to act as, or `None` when there are no such headers.
+    async fn impersonate(
+        &self,
+        user: &UserInfo,
+        headers: &http::HeaderMap,
+    ) -> Result<Option<UserInfo>, Status>;
+}

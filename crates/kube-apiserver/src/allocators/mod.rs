@@ -1,0 +1,1 @@
+//! Values reserved outside objects: cluster IPs and node ports.

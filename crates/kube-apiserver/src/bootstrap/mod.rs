@@ -1,0 +1,1 @@
+//! Objects the API server makes for itself.

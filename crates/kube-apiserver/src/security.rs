@@ -1,0 +1,1 @@
+//! Assembles identity and policy for the server.
