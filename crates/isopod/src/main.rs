@@ -1,1 +1,3 @@
+mod pause;
+mod pki;
 fn main() {}
