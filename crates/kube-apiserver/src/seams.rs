@@ -190,3 +190,13 @@ pub trait Reviews: Send + Sync + 'static {
         headers: &http::HeaderMap,
     ) -> Result<Option<UserInfo>, Status>;
 }
+
+/// All that identity and policy give the server; `security` assembles it from the configuration.
+#[derive(Clone)]
+pub struct Policy {
+    pub authenticator: Arc<dyn Authenticator>,
+    pub authorizer: Arc<dyn Authorizer>,
+    pub admission: Arc<dyn Admission>,
+    pub allocators: Arc<dyn Allocators>,
+    pub reviews: Arc<dyn Reviews>,
+}
