@@ -2,6 +2,13 @@
 //! quantities, names, Status errors, Tables. Pure: nothing here does I/O.
 
 pub mod clock;
+pub mod duration;
+pub mod field_path;
+pub mod names;
 pub mod object;
+pub mod quantity;
+pub mod resources;
+pub mod selector;
 pub mod status;
 pub mod user;
+pub mod validation;

@@ -1,0 +1,170 @@
+//! `metav1.Duration`: Go's notation for lengths of time, such as `1h30m` or `1.5s`.
+
+use std::time::Duration;
+
+/// Parses Go's notation; negative durations are refused. `None` if it is no duration.
+pub fn parse(text: &str) -> Option<Duration> {
+    parse_nanos(text).and_then(|n| u64::try_from(n).ok()).map(Duration::from_nanos)
+}
+
+/// As [`parse`], in nanoseconds and signed.
+pub fn parse_nanos(text: &str) -> Option<i64> {
+    let (negative, mut rest) = match text.as_bytes().first()? {
+        b'-' => (true, &text[1..]),
+        b'+' => (false, &text[1..]),
+        _ => (false, text),
+    };
+    if rest == "0" {
+        return Some(0);
+    }
+    if rest.is_empty() {
+        return None;
+    }
+    let mut total: i128 = 0;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let number = &rest[..end];
+        rest = &rest[end..];
+        let unit_end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let unit: i128 = match &rest[..unit_end] {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            _ => return None,
+        };
+        rest = &rest[unit_end..];
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
+            return None;
+        }
+        if !whole.is_empty() {
+            total = total.checked_add(whole.parse::<i128>().ok()?.checked_mul(unit)?)?;
+        }
+        let mut scale = unit;
+        for digit in fraction.bytes().take(18) {
+            total += scale * i128::from(digit - b'0') / 10;
+            scale /= 10;
+        }
+    }
+    i64::try_from(if negative { -total } else { total }).ok()
+}
+
+/// Go's notation, as `time.Duration` prints itself.
+pub fn format(duration: Duration) -> String {
+    format_nanos(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX))
+}
+
+pub fn format_nanos(nanos: i64) -> String {
+    let sign = if nanos < 0 { "-" } else { "" };
+    let n = nanos.unsigned_abs();
+    let fraction = |value: u64, unit: u64| {
+        let whole = value / unit;
+        let mut digits = format!("{:0width$}", value % unit, width = unit.ilog10() as usize);
+        while digits.ends_with('0') {
+            digits.pop();
+        }
+        if digits.is_empty() { whole.to_string() } else { format!("{whole}.{digits}") }
+    };
+    if n == 0 {
+        return "0s".into();
+    }
+    if n < 1_000 {
+        return format!("{sign}{n}ns");
+    }
+    if n < 1_000_000 {
+        return format!("{sign}{}µs", fraction(n, 1_000));
+    }
+    if n < 1_000_000_000 {
+        return format!("{sign}{}ms", fraction(n, 1_000_000));
+    }
+    let minutes = n / 60_000_000_000;
+    let seconds = fraction(n % 60_000_000_000, 1_000_000_000);
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => format!("{sign}{seconds}s"),
+        (0, m) => format!("{sign}{m}m{seconds}s"),
+        (h, m) => format!("{sign}{h}h{m}m{seconds}s"),
+    }
+}
+
+/// A length of time as `kubectl get` shows ages: at most two units, coarser as it grows.
+pub fn human(duration: Duration) -> String {
+    let s = duration.as_secs();
+    let (m, h) = (s / 60, s / 3600);
+    match () {
+        () if s < 120 => format!("{s}s"),
+        () if m < 10 => {
+            if s % 60 == 0 {
+                format!("{m}m")
+            } else {
+                format!("{m}m{}s", s % 60)
+            }
+        }
+        () if m < 180 => format!("{m}m"),
+        () if h < 8 => {
+            if m % 60 == 0 {
+                format!("{h}h")
+            } else {
+                format!("{h}h{}m", m % 60)
+            }
+        }
+        () if h < 48 => format!("{h}h"),
+        () if h < 24 * 8 => {
+            if h % 24 == 0 {
+                format!("{}d", h / 24)
+            } else {
+                format!("{}d{}h", h / 24, h % 24)
+            }
+        }
+        () if h < 24 * 365 * 2 => format!("{}d", h / 24),
+        () if h < 24 * 365 * 8 => {
+            let days = h / 24 % 365;
+            if days == 0 { format!("{}y", h / 24 / 365) } else { format!("{}y{days}d", h / 24 / 365) }
+        }
+        () => format!("{}y", h / 24 / 365),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips() {
+        for (text, nanos, printed) in [
+            ("1h30m", 5_400_000_000_000, "1h30m0s"),
+            ("1.5s", 1_500_000_000, "1.5s"),
+            ("250ms", 250_000_000, "250ms"),
+            ("-1s", -1_000_000_000, "-1s"),
+            ("0", 0, "0s"),
+            ("1us", 1_000, "1µs"),
+        ] {
+            assert_eq!(parse_nanos(text), Some(nanos), "{text}");
+            assert_eq!(format_nanos(nanos), printed);
+        }
+        for bad in ["", "1", "s", "1.2.3s", "1d", "-"] {
+            assert_eq!(parse_nanos(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn ages() {
+        for (seconds, want) in [
+            (5, "5s"),
+            (119, "119s"),
+            (125, "2m5s"),
+            (599, "9m59s"),
+            (3600, "60m"),
+            (4 * 3600 + 60, "4h1m"),
+            (30 * 3600, "30h"),
+            (3 * 86400, "3d"),
+            (3 * 86400 + 3600, "3d1h"),
+            (400 * 86400, "400d"),
+            (3 * 365 * 86400, "3y"),
+        ] {
+            assert_eq!(human(Duration::from_secs(seconds)), want);
+        }
+    }
+}
