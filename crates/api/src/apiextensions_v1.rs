@@ -1,0 +1,31 @@
+//! Custom resource definitions.
+
+use serde_json::Value;
+
+use crate::strategy::{Rules, SPEC_AND_METADATA, WITH_STATUS};
+use crate::value::{Read, Write};
+
+pub const GROUP: &str = "apiextensions.k8s.io";
+
+pub static RULES: &[Rules] = &[Rules {
+    group: GROUP,
+    resource: "customresourcedefinitions",
+    namespaced: false,
+    unconditional_update: false,
+    generation: &["spec"],
+    prepare_for_create: add_stored_version,
+    prepare_for_update: |new, _| add_stored_version(new),
+    reset_by_status: SPEC_AND_METADATA,
+    ..WITH_STATUS
+}];
+
+/// The version objects are stored in is among those that may be found in storage, from now on.
+fn add_stored_version(definition: &mut Value) {
+    let storage = definition.list("spec.versions").iter().find(|v| v.flag("storage"));
+    let Some(name) = storage.map(|v| v.at("name").clone()) else { return };
+    let mut stored = definition.list("status.storedVersions").to_vec();
+    if !stored.contains(&name) {
+        stored.push(name);
+        definition.put("status.storedVersions", stored);
+    }
+}

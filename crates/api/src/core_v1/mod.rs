@@ -1,0 +1,165 @@
+//! The core group.
+
+use serde_json::Value;
+
+use crate::meta;
+use crate::scale;
+use crate::strategy::{
+    DEFAULT, FieldLabels, GarbageCollection, Rules, SPEC, STATUS, WITH_STATUS, label_not_supported,
+};
+use crate::value::Read;
+
+pub mod event;
+pub mod namespace;
+pub mod node;
+pub mod persistent_volume;
+pub mod pod;
+
+/// A label of the form `said` that is stored under the same name.
+macro_rules! labels {
+    ($($label:literal),* $(,)?) => { &[$(($label, $label)),*] };
+}
+pub(crate) use labels;
+
+fn replicas(object: &Value) -> Vec<(&'static str, String)> {
+    vec![("status.replicas", object.int("status.replicas").to_string())]
+}
+
+pub(crate) fn replicas_field(object: &Value) -> Vec<(&'static str, String)> {
+    replicas(object)
+}
+
+fn name_field(object: &Value) -> Vec<(&'static str, String)> {
+    vec![("name", object.text("metadata.name").to_owned())]
+}
+
+const NAME_LABEL: FieldLabels = FieldLabels {
+    labels: labels!["metadata.name", "metadata.namespace", "name"],
+    error: label_not_supported,
+};
+
+pub static RULES: &[Rules] = &[
+    Rules {
+        resource: "pods",
+        generation: &["spec"],
+        prepare_for_create: pod::prepare_for_create,
+        prepare_for_status_update: pod::prepare_for_status_update,
+        prepare_for_subresource: Some(pod::prepare_for_subresource),
+        graceful_deletion: pod::graceful_deletion,
+        fields: pod::fields,
+        field_labels: FieldLabels {
+            labels: &[
+                ("metadata.namespace", "metadata.namespace"),
+                ("spec.nodeName", "spec.nodeName"),
+                ("spec.restartPolicy", "spec.restartPolicy"),
+                ("spec.schedulerName", "spec.schedulerName"),
+                ("spec.serviceAccountName", "spec.serviceAccountName"),
+                ("spec.hostNetwork", "spec.hostNetwork"),
+                ("status.phase", "status.phase"),
+                ("status.podIP", "status.podIP"),
+                ("status.podIPs", "status.podIPs"),
+                ("status.nominatedNodeName", "status.nominatedNodeName"),
+                ("spec.host", "spec.nodeName"),
+            ],
+            error: label_not_supported,
+        },
+        reset_by_status: &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]],
+        ..WITH_STATUS
+    },
+    Rules { resource: "podtemplates", generation: &["template"], ..DEFAULT },
+    Rules {
+        resource: "replicationcontrollers",
+        generation: &["spec"],
+        garbage_collection: GarbageCollection::OrphanDependents,
+        scale: Some(&scale::WORKLOAD),
+        fields: replicas,
+        field_labels: FieldLabels {
+            labels: labels!["metadata.namespace", "status.replicas"],
+            error: label_not_supported,
+        },
+        ..WITH_STATUS
+    },
+    Rules {
+        resource: "services",
+        name: meta::label_1035_name,
+        create_on_update: true,
+        fields: |s| {
+            vec![
+                ("spec.clusterIP", s.text("spec.clusterIP").to_owned()),
+                ("spec.type", s.text("spec.type").to_owned()),
+            ]
+        },
+        field_labels: FieldLabels {
+            labels: labels!["metadata.namespace", "spec.clusterIP", "spec.type"],
+            error: label_not_supported,
+        },
+        ..WITH_STATUS
+    },
+    Rules { resource: "endpoints", create_on_update: true, ..DEFAULT },
+    Rules {
+        resource: "nodes",
+        namespaced: false,
+        status_on_create: true,
+        prepare_for_create: node::prepare_for_create,
+        prepare_for_update: node::prepare_for_update,
+        fields: |n| vec![("spec.unschedulable", n.flag("spec.unschedulable").to_string())],
+        field_labels: FieldLabels { labels: labels!["spec.unschedulable"], error: label_not_supported },
+        ..WITH_STATUS
+    },
+    Rules {
+        resource: "namespaces",
+        namespaced: false,
+        name: meta::label_name,
+        prepare_for_create: namespace::prepare_for_create,
+        prepare_for_update: namespace::prepare_for_update,
+        prepare_for_subresource: Some(namespace::prepare_for_subresource),
+        fields: |n| {
+            vec![
+                ("status.phase", n.text("status.phase").to_owned()),
+                ("name", n.text("metadata.name").to_owned()),
+            ]
+        },
+        field_labels: FieldLabels { labels: labels!["status.phase", "name"], error: label_not_supported },
+        reset: STATUS,
+        reset_by_status: SPEC,
+        ..WITH_STATUS
+    },
+    Rules {
+        resource: "events",
+        create_on_update: true,
+        garbage_collection: GarbageCollection::Unsupported,
+        fields: event::fields,
+        field_labels: FieldLabels { labels: event::LABELS, error: label_not_supported },
+        ..DEFAULT
+    },
+    Rules {
+        resource: "secrets",
+        fields: |s| vec![("type", s.text("type").to_owned())],
+        field_labels: FieldLabels {
+            labels: labels!["metadata.namespace", "type"],
+            error: label_not_supported,
+        },
+        ..DEFAULT
+    },
+    Rules { resource: "configmaps", ..DEFAULT },
+    Rules { resource: "serviceaccounts", ..DEFAULT },
+    Rules { resource: "limitranges", create_on_update: true, ..DEFAULT },
+    Rules { resource: "resourcequotas", ..WITH_STATUS },
+    Rules {
+        resource: "persistentvolumes",
+        namespaced: false,
+        fields: name_field,
+        field_labels: NAME_LABEL,
+        ..WITH_STATUS
+    },
+    Rules {
+        resource: "persistentvolumeclaims",
+        prepare_for_create: persistent_volume::prepare_claim,
+        prepare_for_update: |new, _| persistent_volume::prepare_claim(new),
+        fields: name_field,
+        field_labels: NAME_LABEL,
+        ..WITH_STATUS
+    },
+    Rules { resource: "bindings", ..DEFAULT },
+    Rules { resource: "componentstatuses", namespaced: false, ..DEFAULT },
+];

@@ -1,0 +1,38 @@
+//! Namespaces.
+
+use serde_json::{Value, json};
+
+use crate::value::{Read, Write};
+
+const FINALIZER: &str = "kubernetes";
+
+pub fn prepare_for_create(namespace: &mut Value) {
+    namespace.put("status", json!({"phase": "Active"}));
+    if !namespace.list("spec.finalizers").iter().any(|f| f == FINALIZER) {
+        let mut finalizers = namespace.list("spec.finalizers").to_vec();
+        finalizers.push(FINALIZER.into());
+        namespace.put("spec.finalizers", finalizers);
+    }
+    set_name_label(namespace);
+}
+
+/// Finalizers of the spec change through `finalize` only.
+pub fn prepare_for_update(new: &mut Value, old: &Value) {
+    new.copy_from(old, "spec.finalizers");
+    set_name_label(new);
+}
+
+pub fn prepare_for_subresource(_: &str, new: &mut Value, old: &Value) {
+    new.copy_from(old, "status");
+    set_name_label(new);
+}
+
+/// Every namespace carries its own name as a label.
+pub fn set_name_label(namespace: &mut Value) {
+    let name = namespace.text("metadata.name").to_owned();
+    if !name.is_empty()
+        && let Some(labels) = namespace.object_mut("metadata.labels")
+    {
+        labels.insert("kubernetes.io/metadata.name".to_owned(), name.into());
+    }
+}
