@@ -1,1 +1,5 @@
 //! Assembles identity and policy for the server.
+
+pub mod failure;
+#[cfg(test)]
+pub mod testing;
