@@ -268,8 +268,11 @@ fn build(objects: &dyn Objects, revisions: [u64; 4], decoded: &mut Decoded) -> I
                     "User" => scope.users.entry(subject.name.as_str().into()).or_default().push(grant),
                     "Group" => scope.groups.entry(subject.name.as_str().into()).or_default().push(grant),
                     "ServiceAccount" => {
-                        let namespace =
-                            if subject.namespace.is_empty() { object.namespace() } else { &subject.namespace };
+                        let namespace = if subject.namespace.is_empty() {
+                            object.namespace()
+                        } else {
+                            &subject.namespace
+                        };
                         let user = format!("system:serviceaccount:{namespace}:{}", subject.name);
                         scope.users.entry(user.into()).or_default().push(grant);
                     }
@@ -291,9 +294,7 @@ mod tests {
 
     fn fixture() -> Arc<FakeObjects> {
         let objects = FakeObjects::default();
-        let role = |kind: &str, ns: &str, name: &str, rules: serde_json::Value| {
-            json!({"kind": kind, "metadata": {"namespace": ns, "name": name}, "rules": rules})
-        };
+        let role = |kind: &str, ns: &str, name: &str, rules: serde_json::Value| json!({"kind": kind, "metadata": {"namespace": ns, "name": name}, "rules": rules});
         let pods = json!([{"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods"]}]);
         objects.put(GROUP, "clusterroles", role("ClusterRole", "", "pod-reader", pods.clone()));
         objects.put(GROUP, "roles", role("Role", "a", "local", pods));

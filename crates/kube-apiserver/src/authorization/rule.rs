@@ -207,9 +207,12 @@ mod tests {
 
     #[test]
     fn allows_paths() {
-        for (pattern, path, want) in
-            [("/healthz", "/healthz", true), ("/api/*", "/api/v1", true), ("*", "/x", true), ("/a", "/ab", false)]
-        {
+        for (pattern, path, want) in [
+            ("/healthz", "/healthz", true),
+            ("/api/*", "/api/v1", true),
+            ("*", "/x", true),
+            ("/a", "/ab", false),
+        ] {
             let rule = PolicyRule {
                 verbs: vec!["get".into()],
                 non_resource_urls: vec![pattern.into()],

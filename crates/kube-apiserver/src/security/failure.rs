@@ -1,6 +1,6 @@
 //! The failures identity and policy answer with, in upstream's words.
 
-use apimachinery::status::{Details, Status};
+use apimachinery::status::{Cause, Details, Status};
 use apimachinery::user::UserInfo;
 
 use crate::seams::RequestInfo;
@@ -66,7 +66,52 @@ pub fn already_exists(group: &str, resource: &str, name: &str) -> Status {
             kind: resource.into(),
             ..Details::default()
         })),
-        ..failure(409, "AlreadyExists", format!("{} {name:?} already exists", group_resource(group, resource)))
+        ..failure(
+            409,
+            "AlreadyExists",
+            format!("{} {name:?} already exists", group_resource(group, resource)),
+        )
+    }
+}
+
+pub fn conflict(group: &str, resource: &str, name: &str, why: impl std::fmt::Display) -> Status {
+    let what = group_resource(group, resource);
+    Status {
+        details: Some(Box::new(Details {
+            name: name.into(),
+            group: group.into(),
+            kind: resource.into(),
+            ..Details::default()
+        })),
+        ..failure(409, "Conflict", format!("Operation cannot be fulfilled on {what} {name:?}: {why}"))
+    }
+}
+
+/// A 422 for one field; `value` as it is printed.
+pub fn invalid_field(group: &str, kind: &str, name: &str, field: &str, value: &str, detail: &str) -> Status {
+    invalid_cause(group, kind, name, "FieldValueInvalid", field, &format!("Invalid value: {value}: {detail}"))
+}
+
+/// A 422 with one cause.
+pub fn invalid_cause(
+    group: &str,
+    kind: &str,
+    name: &str,
+    reason: &str,
+    field: &str,
+    message: &str,
+) -> Status {
+    let what = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+    let cause = Cause { reason: reason.into(), message: message.into(), field: field.into() };
+    Status {
+        details: Some(Box::new(Details {
+            name: name.into(),
+            group: group.into(),
+            kind: kind.into(),
+            causes: vec![cause],
+            ..Details::default()
+        })),
+        ..failure(422, "Invalid", format!("{what} {name:?} is invalid: {field}: {message}"))
     }
 }
 

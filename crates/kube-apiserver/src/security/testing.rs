@@ -39,7 +39,10 @@ impl FakeObjects {
         if let Some(meta) = object["metadata"].as_object_mut() {
             meta.remove("resourceVersion");
             if meta.get("uid").is_none_or(Value::is_null) {
-                meta.insert("uid".into(), json!(format!("uid-{}", meta["name"].as_str().unwrap_or_default())));
+                meta.insert(
+                    "uid".into(),
+                    json!(format!("uid-{}", meta["name"].as_str().unwrap_or_default())),
+                );
             }
         }
         let mut fields = Vec::new();

@@ -1,0 +1,206 @@
+//! Service account tokens: the signature is checked once, what the token is bound to on every request.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use apimachinery::clock::Clock;
+use apimachinery::user::UserInfo;
+use parking_lot::Mutex;
+use sha2::Digest as _;
+
+use crate::seams::Objects;
+use crate::tokens::claims::Reference;
+use crate::tokens::{Claims, KeySet};
+
+/// How many verified tokens are remembered; the whole memory is dropped when it is full.
+const REMEMBERED_MAX: usize = 10_000;
+/// Clocks may differ by this much, and what is being deleted keeps its tokens this long.
+const LEEWAY_SECONDS: i64 = 60;
+
+pub struct ServiceAccounts {
+    objects: Arc<dyn Objects>,
+    clock: Clock,
+    issuers: Vec<String>,
+    audiences: Vec<String>,
+    keys: KeySet,
+    verified: Mutex<HashMap<[u8; 32], Arc<Claims>>>,
+}
+
+impl ServiceAccounts {
+    pub fn new(
+        objects: Arc<dyn Objects>,
+        clock: Clock,
+        issuers: Vec<String>,
+        audiences: Vec<String>,
+        keys: KeySet,
+    ) -> ServiceAccounts {
+        ServiceAccounts { objects, clock, issuers, audiences, keys, verified: Mutex::default() }
+    }
+
+    /// The audiences this server answers to.
+    pub fn audiences(&self) -> &[String] {
+        &self.audiences
+    }
+
+    /// The account a token is for and those of `audiences` it is good for.
+    pub fn authenticate(&self, token: &str, audiences: &[String]) -> Option<(UserInfo, Vec<String>)> {
+        let digest: [u8; 32] = sha2::Sha256::digest(token.as_bytes()).into();
+        let known = self.verified.lock().get(&digest).cloned();
+        let claims = match known {
+            Some(claims) => claims,
+            None => {
+                let claims = Arc::new(Claims::verify(token, &self.issuers, &self.keys)?);
+                let mut verified = self.verified.lock();
+                if verified.len() >= REMEMBERED_MAX {
+                    verified.clear();
+                }
+                verified.insert(digest, claims.clone());
+                claims
+            }
+        };
+        let matching: Vec<String> = audiences.iter().filter(|a| claims.aud.contains(a)).cloned().collect();
+        if matching.is_empty() {
+            return None;
+        }
+        let user = self.check(&claims)?;
+        Some((user, matching))
+    }
+
+    fn check(&self, claims: &Claims) -> Option<UserInfo> {
+        let now = self.clock.now().as_second();
+        if now > claims.exp + LEEWAY_SECONDS
+            || now + LEEWAY_SECONDS < claims.nbf
+            || now + LEEWAY_SECONDS < claims.iat
+        {
+            return None;
+        }
+        let private = &claims.kubernetes;
+        let namespace = private.namespace.as_str();
+        let account = &private.serviceaccount;
+        if namespace.is_empty() || claims.sub != format!("system:serviceaccount:{namespace}:{}", account.name)
+        {
+            return None;
+        }
+        self.alive("serviceaccounts", namespace, account, now)?;
+        let mut extra = BTreeMap::new();
+        let mut note = |key: &str, value: &str| {
+            if !value.is_empty() {
+                extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value.to_owned()]);
+            }
+        };
+        if !claims.jti.is_empty() {
+            note("credential-id", &format!("JTI={}", claims.jti));
+        }
+        if let Some(secret) = &private.secret {
+            self.alive("secrets", namespace, secret, now)?;
+        }
+        if let Some(pod) = &private.pod {
+            self.alive("pods", namespace, pod, now)?;
+            note("pod-name", &pod.name);
+            note("pod-uid", &pod.uid);
+        }
+        if let Some(node) = &private.node {
+            if private.pod.is_none() {
+                self.alive("nodes", "", node, now)?;
+            }
+            note("node-name", &node.name);
+            note("node-uid", &node.uid);
+        }
+        Some(UserInfo {
+            name: claims.sub.clone(),
+            uid: account.uid.clone(),
+            groups: vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")],
+            extra,
+        })
+    }
+
+    /// Whether the object exists, is the one meant, and was not deleted long ago.
+    fn alive(&self, resource: &str, namespace: &str, meant: &Reference, now: i64) -> Option<()> {
+        let object = self.objects.get("", resource, namespace, &meant.name)?;
+        if object.uid() != meant.uid {
+            return None;
+        }
+        if object.attributes.deleting {
+            let value: serde_json::Value = serde_json::from_slice(&object.body).ok()?;
+            let deleted: jiff::Timestamp = value["metadata"]["deletionTimestamp"].as_str()?.parse().ok()?;
+            if deleted.as_second() < now - LEEWAY_SECONDS {
+                return None;
+            }
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::security::testing::FakeObjects;
+    use crate::tokens::{Issuer, SigningKey};
+    use serde_json::{Value, json};
+
+    const ISSUER: &str = "https://kubernetes.default.svc";
+
+    fn issuer(objects: Arc<FakeObjects>, clock: Clock) -> (Issuer, ServiceAccounts) {
+        let pem = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let keys = KeySet::from_pems([pem.as_bytes()]).unwrap();
+        let names = vec![ISSUER.to_owned()];
+        let issuer = Issuer {
+            objects: objects.clone(),
+            clock: clock.clone(),
+            issuers: names.clone(),
+            audiences: names.clone(),
+            key: Some(SigningKey::from_pem(pem.as_bytes()).unwrap()),
+            keys: keys.clone(),
+            jwks_uri: "https://10.0.0.1/openid/v1/jwks".into(),
+            expiration_seconds_max: None,
+            extend_expiration: true,
+        };
+        (issuer, ServiceAccounts::new(objects, clock, names.clone(), names, keys))
+    }
+
+    #[test]
+    fn issues_what_it_accepts() {
+        let objects = Arc::new(FakeObjects::default());
+        objects.put("", "serviceaccounts", json!({"metadata": {"namespace": "a", "name": "default"}}));
+        objects.put("", "nodes", json!({"metadata": {"name": "n1"}}));
+        let pod = json!({"metadata": {"namespace": "a", "name": "p"},
+                         "spec": {"serviceAccountName": "default", "nodeName": "n1"}});
+        objects.put("", "pods", pod);
+        let now: jiff::Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
+        let (issuer, accounts) = issuer(objects.clone(), Clock::from_fn(move || now));
+        let own = accounts.audiences().to_vec();
+        let issue = |spec: Value| issuer.issue("a", "default", json!({"spec": spec}));
+        let token = |answer: &Value| answer["status"]["token"].as_str().unwrap().to_owned();
+
+        let answer = issue(json!({})).unwrap();
+        assert_eq!(answer["status"]["expirationTimestamp"], "2030-01-01T01:00:00Z");
+        let (user, _) = accounts.authenticate(&token(&answer), &own).unwrap();
+        assert_eq!(user.name, "system:serviceaccount:a:default");
+        assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:a"]);
+
+        let foreign = issue(json!({"audiences": ["vault"]})).unwrap();
+        assert!(accounts.authenticate(&token(&foreign), &own).is_none());
+        assert!(accounts.authenticate(&token(&foreign), &["vault".to_owned()]).is_some());
+
+        let bound = json!({"expirationSeconds": 3607,
+                           "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "uid-p"}});
+        let bound = token(&issue(bound).unwrap());
+        let (user, _) = accounts.authenticate(&bound, &own).unwrap();
+        assert_eq!(user.extra["authentication.kubernetes.io/pod-name"], ["p"]);
+        assert_eq!(user.extra["authentication.kubernetes.io/node-uid"], ["uid-n1"]);
+        objects.put("", "pods", json!({"metadata": {"namespace": "a", "name": "p", "uid": "another"}}));
+        assert!(accounts.authenticate(&bound, &own).is_none(), "bound to the pod that is gone");
+
+        for (spec, code) in [
+            (json!({"expirationSeconds": 10}), 422),
+            (json!({"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "q"}}), 404),
+            (json!({"boundObjectRef": {"apiVersion": "v1", "kind": "ConfigMap", "name": "q"}}), 400),
+            (json!({"boundObjectRef": {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "x"}}), 409),
+        ] {
+            assert_eq!(issue(spec.clone()).unwrap_err().code, code, "{spec}");
+        }
+        let mut forged = token(&answer);
+        forged.pop();
+        assert!(accounts.authenticate(&forged, &own).is_none());
+    }
+}
