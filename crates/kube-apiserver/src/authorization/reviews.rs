@@ -1,0 +1,280 @@
+//! Review objects: questions about identity and access, answered in their status.
+
+use std::sync::Arc;
+
+use apimachinery::clock::Clock;
+use apimachinery::status::Status;
+use apimachinery::user::UserInfo;
+use async_trait::async_trait;
+use serde_json::{Map, Value, json};
+
+use super::Chain;
+use crate::authentication;
+use crate::seams::{RequestInfo, Reviews};
+use crate::security::failure;
+use crate::tokens::Issuer;
+
+const AUTHORIZATION: &str = "authorization.k8s.io";
+
+pub struct Answers {
+    pub authenticators: Arc<authentication::Chain>,
+    pub authorizers: Arc<Chain>,
+    pub issuer: Arc<Issuer>,
+    pub clock: Clock,
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+}
+
+/// `authentication.k8s.io/v1` UserInfo.
+pub fn user_json(user: &UserInfo) -> Value {
+    let mut out = Map::new();
+    out.insert("username".into(), json!(user.name));
+    if !user.uid.is_empty() {
+        out.insert("uid".into(), json!(user.uid));
+    }
+    if !user.groups.is_empty() {
+        out.insert("groups".into(), json!(user.groups));
+    }
+    if !user.extra.is_empty() {
+        out.insert("extra".into(), json!(user.extra));
+    }
+    Value::Object(out)
+}
+
+/// The request a SubjectAccessReview's spec describes.
+fn described(spec: &Value) -> RequestInfo {
+    let resource = &spec["resourceAttributes"];
+    if resource.is_object() {
+        return RequestInfo {
+            verb: text(&resource["verb"]),
+            is_resource: true,
+            path: String::new(),
+            group: text(&resource["group"]),
+            version: text(&resource["version"]),
+            resource: text(&resource["resource"]),
+            subresource: text(&resource["subresource"]),
+            namespace: text(&resource["namespace"]),
+            name: text(&resource["name"]),
+            label_selector: selector(&resource["labelSelector"]),
+            field_selector: selector(&resource["fieldSelector"]),
+        };
+    }
+    let path = &spec["nonResourceAttributes"];
+    RequestInfo { verb: text(&path["verb"]), path: text(&path["path"]), ..RequestInfo::default() }
+}
+
+fn selector(value: &Value) -> Option<String> {
+    if let Some(raw) = value["rawSelector"].as_str() {
+        return Some(raw.to_owned());
+    }
+    let parts: Vec<String> = value["requirements"]
+        .as_array()?
+        .iter()
+        .filter_map(|r| {
+            let (key, values) = (r["key"].as_str()?, strings(&r["values"]));
+            match (r["operator"].as_str()?, values.as_slice()) {
+                ("In", [one]) => Some(format!("{key}={one}")),
+                ("In", many) => Some(format!("{key} in ({})", many.join(","))),
+                ("NotIn", [one]) => Some(format!("{key}!={one}")),
+                ("NotIn", many) => Some(format!("{key} notin ({})", many.join(","))),
+                ("Exists", _) => Some(key.to_owned()),
+                ("DoesNotExist", _) => Some(format!("!{key}")),
+                _ => None,
+            }
+        })
+        .collect();
+    Some(parts.join(","))
+}
+
+fn spec_problem(resource: &str, spec: &Value) -> Option<(&'static str, String)> {
+    let (has_resource, has_path) =
+        (spec["resourceAttributes"].is_object(), spec["nonResourceAttributes"].is_object());
+    if has_resource && has_path {
+        return Some((
+            "spec.nonResourceAttributes",
+            "Invalid value: cannot be specified in combination with resourceAttributes".into(),
+        ));
+    }
+    if !has_resource && !has_path {
+        return Some((
+            "spec.resourceAttributes",
+            "Invalid value: exactly one of nonResourceAttributes or resourceAttributes must be specified"
+                .into(),
+        ));
+    }
+    let anonymous =
+        spec["user"].as_str().unwrap_or_default().is_empty() && strings(&spec["groups"]).is_empty();
+    if resource != "selfsubjectaccessreviews" && anonymous {
+        return Some((
+            "spec.user",
+            "Invalid value: \"\": at least one of user or group must be specified".into(),
+        ));
+    }
+    None
+}
+
+impl Answers {
+    fn access(&self, user: &UserInfo, resource: &str, object: &mut Value, ns: &str) -> Result<(), Status> {
+        let kind = match resource {
+            "subjectaccessreviews" => "SubjectAccessReview",
+            "localsubjectaccessreviews" => "LocalSubjectAccessReview",
+            _ => "SelfSubjectAccessReview",
+        };
+        if let Some((field, message)) = spec_problem(resource, &object["spec"]) {
+            return Err(failure::invalid_cause(
+                AUTHORIZATION,
+                kind,
+                "",
+                "FieldValueInvalid",
+                field,
+                &message,
+            ));
+        }
+        let spec = &object["spec"];
+        let request = described(spec);
+        if resource == "localsubjectaccessreviews" && request.namespace != ns {
+            return Err(failure::bad_request(format!(
+                "spec.resourceAttributes.namespace must match namespace: {ns}"
+            )));
+        }
+        let subject = if resource == "selfsubjectaccessreviews" {
+            user.clone()
+        } else {
+            let extra = spec["extra"].as_object().into_iter().flatten();
+            UserInfo {
+                name: text(&spec["user"]),
+                uid: text(&spec["uid"]),
+                groups: strings(&spec["groups"]),
+                extra: extra.map(|(k, v)| (k.to_lowercase(), strings(v))).collect(),
+            }
+        };
+        let (allowed, reason) = self.authorizers.decide(&subject, &request);
+        let mut status = json!({"allowed": allowed});
+        if !reason.is_empty() {
+            status["reason"] = json!(reason);
+        }
+        object["status"] = status;
+        Ok(())
+    }
+
+    fn rules(&self, user: &UserInfo, object: &mut Value) -> Result<(), Status> {
+        let namespace = text(&object["spec"]["namespace"]);
+        if namespace.is_empty() {
+            return Err(failure::bad_request("no namespace on request"));
+        }
+        let (rules, missing) = self.authorizers.rbac.rules(user, &namespace);
+        let (mut resource_rules, mut path_rules) = (Vec::new(), Vec::new());
+        if user.in_group(apimachinery::user::SYSTEM_MASTERS) {
+            resource_rules.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
+            path_rules.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
+        }
+        for rule in rules {
+            if !rule.resources.is_empty() {
+                let mut out =
+                    json!({"verbs": rule.verbs, "apiGroups": rule.api_groups, "resources": rule.resources});
+                if !rule.resource_names.is_empty() {
+                    out["resourceNames"] = json!(rule.resource_names);
+                }
+                resource_rules.push(out);
+            }
+            if !rule.non_resource_urls.is_empty() {
+                path_rules.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls}));
+            }
+        }
+        let is_node = super::node::node_name(user).is_some();
+        let mut errors = missing;
+        if is_node {
+            errors.push("node authorizer does not support user rule resolution".into());
+        }
+        let mut status = json!({"resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": is_node || !errors.is_empty()});
+        if !errors.is_empty() {
+            status["evaluationError"] = json!(errors.join(", "));
+        }
+        object["status"] = status;
+        Ok(())
+    }
+
+    fn token(&self, object: &mut Value) -> Result<(), Status> {
+        let spec = &object["spec"];
+        let token = text(&spec["token"]);
+        if token.is_empty() {
+            return Err(failure::bad_request("token is required for TokenReview in authentication"));
+        }
+        let asked = strings(&spec["audiences"]);
+        let audiences = if asked.is_empty() { self.issuer.audiences.clone() } else { asked.clone() };
+        object["status"] = match self.authenticators.authenticate_token(&token, &audiences) {
+            Some((user, good_for)) => {
+                let user = authentication::authenticated(user);
+                let mut status = json!({"authenticated": true, "user": user_json(&user)});
+                // Tokens that carry no audience are good for this server alone.
+                let good_for = if good_for.is_empty() { self.issuer.audiences.clone() } else { good_for };
+                status["audiences"] = json!(good_for);
+                status
+            }
+            None => {
+                json!({"user": {}, "error": "[invalid bearer token, service account token has been invalidated]"})
+            }
+        };
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Reviews for Answers {
+    async fn review(
+        &self,
+        user: &UserInfo,
+        resource: &str,
+        namespace: &str,
+        mut object: Value,
+    ) -> Result<Value, Status> {
+        if !object.is_object() {
+            return Err(failure::bad_request("the request body is not an object"));
+        }
+        match resource {
+            "tokenreviews" => self.token(&mut object)?,
+            "selfsubjectreviews" => {
+                object["metadata"]["creationTimestamp"] = json!(self.clock.now_rfc3339());
+                object["status"] = json!({"userInfo": user_json(user)});
+            }
+            "subjectaccessreviews" | "selfsubjectaccessreviews" | "localsubjectaccessreviews" => {
+                self.access(user, resource, &mut object, namespace)?;
+            }
+            "selfsubjectrulesreviews" => self.rules(user, &mut object)?,
+            other => return Err(failure::internal(format!("{other} is not a review"))),
+        }
+        Ok(object)
+    }
+
+    async fn request_token(
+        &self,
+        _user: &UserInfo,
+        namespace: &str,
+        service_account: &str,
+        request: Value,
+    ) -> Result<Value, Status> {
+        self.issuer.issue(namespace, service_account, request)
+    }
+
+    fn openid_configuration(&self) -> Option<Value> {
+        self.issuer.openid_configuration()
+    }
+
+    fn jwks(&self) -> Option<Value> {
+        self.issuer.openid_configuration().map(|_| self.issuer.keys.jwks())
+    }
+
+    async fn impersonate(
+        &self,
+        user: &UserInfo,
+        headers: &http::HeaderMap,
+    ) -> Result<Option<UserInfo>, Status> {
+        authentication::impersonation::impersonate(&*self.authorizers, user, headers).await
+    }
+}
