@@ -135,6 +135,7 @@ pub trait Writer: Send + Sync + 'static {
         resource: &str,
         object: Value,
     ) -> Result<Arc<Encoded>, Status>;
+    /// `resource` may name a status subresource (`servicecidrs/status`).
     /// Optimistic update: `object` carries the resource version it was read at, or none for an unconditional one.
     async fn update(
         &self,
