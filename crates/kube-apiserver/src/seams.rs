@@ -99,7 +99,8 @@ pub trait Admission: Send + Sync + 'static {
 
 /// Values a write reserves outside its object (cluster IPs, node ports). Called inside create, update and delete of
 /// services, after admission and before storage; what `reserve` returns is undone with `release` when the write
-/// fails, and confirmed by dropping it when it succeeds.
+/// fails (or was a dry run), and confirmed by dropping it when it succeeds. On updates `reserve` also fills in what the
+/// client left out and the service has, so it runs before validation; values an update gives up need no further call.
 #[async_trait]
 pub trait Allocators: Send + Sync + 'static {
     /// Fills `clusterIP(s)`, `nodePort`s, `healthCheckNodePort` of `service` and reserves them.

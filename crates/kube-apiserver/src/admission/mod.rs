@@ -1,1 +1,253 @@
-//! Admission plugins in upstream’s order.
+//! Admission: what may be written, and what is filled in before it is.
+//!
+//! Plugins run in upstream's order. Most are plain functions over the request and the caches; the few that wait for
+//! something are called by name in [`Chain`].
+
+mod defaults;
+mod namespace_lifecycle;
+mod priority;
+mod service_account;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use apimachinery::clock::Clock;
+use apimachinery::status::Status;
+use async_trait::async_trait;
+use serde_json::{Map, Value};
+
+use crate::authorization;
+use crate::seams::{Admission, AdmissionRequest, Objects, Operation, Writer};
+use crate::security::failure;
+
+/// What plugins may look at.
+pub struct Context {
+    pub objects: Arc<dyn Objects>,
+    pub writer: Arc<dyn Writer>,
+    pub authorizers: Arc<authorization::Chain>,
+    pub clock: Clock,
+}
+
+type Plugin = fn(&Context, &mut AdmissionRequest<'_>) -> Result<(), Status>;
+
+/// Plugins by upstream's name, in upstream's order.
+const MUTATING: &[(&str, Plugin)] = &[
+    ("TaintNodesByCondition", defaults::taint_new_nodes),
+    ("Priority", priority::admit),
+    ("DefaultTolerationSeconds", defaults::toleration_seconds),
+    ("DefaultStorageClass", defaults::storage_class),
+    ("StorageObjectInUseProtection", defaults::protection_finalizers),
+    ("RuntimeClass", defaults::runtime_class),
+    ("DefaultIngressClass", defaults::ingress_class),
+    ("PodTopologyLabels", defaults::topology_labels),
+];
+
+const VALIDATING: &[(&str, Plugin)] = &[("Priority", priority::validate)];
+
+/// Plugins that run unless they are disabled.
+pub const DEFAULT_PLUGINS: &[&str] = &[
+    "NamespaceLifecycle",
+    "LimitRanger",
+    "ServiceAccount",
+    "NodeRestriction",
+    "TaintNodesByCondition",
+    "PodSecurity",
+    "Priority",
+    "DefaultTolerationSeconds",
+    "DefaultStorageClass",
+    "StorageObjectInUseProtection",
+    "PersistentVolumeClaimResize",
+    "RuntimeClass",
+    "CertificateApproval",
+    "CertificateSigning",
+    "ClusterTrustBundleAttest",
+    "CertificateSubjectRestriction",
+    "DefaultIngressClass",
+    "PodTopologyLabels",
+    "MutatingAdmissionWebhook",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionWebhook",
+    "ResourceQuota",
+];
+
+pub struct Chain {
+    context: Context,
+    enabled: HashSet<String>,
+}
+
+impl Chain {
+    pub fn new(context: Context, enable: &[String], disable: &[String]) -> Chain {
+        let mut enabled: HashSet<String> = DEFAULT_PLUGINS.iter().map(|p| (*p).to_owned()).collect();
+        enabled.extend(enable.iter().cloned());
+        disable.iter().for_each(|p| {
+            enabled.remove(p);
+        });
+        Chain { context, enabled }
+    }
+
+    fn on(&self, plugin: &str) -> bool {
+        self.enabled.contains(plugin)
+    }
+
+    fn run(&self, plugins: &[(&str, Plugin)], request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        plugins.iter().filter(|(name, _)| self.on(name)).try_for_each(|(_, p)| p(&self.context, request))
+    }
+}
+
+#[async_trait]
+impl Admission for Chain {
+    async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        if self.on("NamespaceLifecycle") {
+            namespace_lifecycle::admit(&self.context, request).await?;
+        }
+        if self.on("ServiceAccount") {
+            service_account::admit(&self.context, request).await?;
+        }
+        self.run(MUTATING, request)
+    }
+
+    async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        if self.on("ServiceAccount") {
+            service_account::validate(request)?;
+        }
+        self.run(VALIDATING, request)
+    }
+}
+
+/// Whether the request writes (creates, updates) this resource itself, not a subresource.
+pub(crate) fn writes(request: &AdmissionRequest<'_>, group: &str, resource: &str) -> bool {
+    matches!(request.operation, Operation::Create | Operation::Update)
+        && request.group == group
+        && request.resource == resource
+        && request.subresource.is_empty()
+}
+
+pub(crate) fn creates(request: &AdmissionRequest<'_>, group: &str, resource: &str) -> bool {
+    request.operation == Operation::Create && writes(request, group, resource)
+}
+
+/// The name for messages: that of the request or, before one is generated, of the object.
+pub(crate) fn name<'a>(request: &'a AdmissionRequest<'_>) -> &'a str {
+    if !request.name.is_empty() {
+        return request.name;
+    }
+    let meta = &request.object["metadata"];
+    let text = |field: &str| meta[field].as_str().filter(|s| !s.is_empty());
+    text("name").or_else(|| text("generateName")).unwrap_or_default()
+}
+
+/// A refusal of this request.
+pub(crate) fn refuse(request: &AdmissionRequest<'_>, message: impl std::fmt::Display) -> Status {
+    failure::forbidden(request.group, request.resource, name(request), message)
+}
+
+/// The member as an object, made empty where it is missing or of another kind.
+pub(crate) fn object<'a>(value: &'a mut Value, field: &str) -> &'a mut Map<String, Value> {
+    let member = &mut value[field];
+    if !member.is_object() {
+        *member = Value::Object(Map::new());
+    }
+    match member {
+        Value::Object(map) => map,
+        _ => unreachable!("just made an object"),
+    }
+}
+
+/// The member as an array, made empty where it is missing or of another kind.
+pub(crate) fn array<'a>(value: &'a mut Value, field: &str) -> &'a mut Vec<Value> {
+    let member = &mut value[field];
+    if !member.is_array() {
+        *member = Value::Array(Vec::new());
+    }
+    match member {
+        Value::Array(items) => items,
+        _ => unreachable!("just made an array"),
+    }
+}
+
+/// The items of an array member; none where there is no array.
+pub(crate) fn items<'a>(value: &'a Value, field: &str) -> std::slice::Iter<'a, Value> {
+    value[field].as_array().map(Vec::as_slice).unwrap_or_default().iter()
+}
+
+pub(crate) fn is_mirror_pod(pod: &Value) -> bool {
+    !pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_null()
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use crate::authorization::{Mode, node::NodeAuthorizer, rbac::Rbac};
+    use crate::security::testing::FakeObjects;
+    use apimachinery::user::UserInfo;
+
+    pub fn context(objects: &Arc<FakeObjects>) -> Context {
+        let authorizers = authorization::Chain {
+            modes: vec![Mode::Rbac],
+            node: NodeAuthorizer::new(objects.clone(), vec![]),
+            rbac: Arc::new(Rbac::new(objects.clone())),
+        };
+        Context {
+            objects: objects.clone(),
+            writer: objects.clone(),
+            authorizers: Arc::new(authorizers),
+            clock: Clock::system(),
+        }
+    }
+
+    /// A request as its parts, to be borrowed.
+    pub struct Request {
+        pub operation: Operation,
+        pub group: &'static str,
+        pub resource: &'static str,
+        pub subresource: &'static str,
+        pub user: UserInfo,
+        pub object: Value,
+        pub old: Option<Value>,
+        pub warnings: Vec<String>,
+        pub options: Value,
+    }
+
+    impl Request {
+        pub fn create(group: &'static str, resource: &'static str, object: Value) -> Request {
+            Request {
+                operation: Operation::Create,
+                group,
+                resource,
+                subresource: "",
+                user: UserInfo::new("alice", &[]),
+                object,
+                old: None,
+                warnings: vec![],
+                options: Value::Null,
+            }
+        }
+
+        pub fn with<T>(&mut self, f: impl FnOnce(&mut AdmissionRequest<'_>) -> T) -> T {
+            let source = if self.object.is_null() {
+                self.old.clone().unwrap_or_default()
+            } else {
+                self.object.clone()
+            };
+            let text = |field: &str| source["metadata"][field].as_str().unwrap_or_default().to_owned();
+            let (namespace, name, kind) =
+                (text("namespace"), text("name"), source["kind"].as_str().unwrap_or_default().to_owned());
+            f(&mut AdmissionRequest {
+                operation: self.operation,
+                group: self.group,
+                version: "v1",
+                kind: &kind,
+                resource: self.resource,
+                subresource: self.subresource,
+                namespace: &namespace,
+                name: &name,
+                user: &self.user,
+                dry_run: false,
+                options: &self.options,
+                object: &mut self.object,
+                old_object: self.old.as_ref(),
+                warnings: &mut self.warnings,
+            })
+        }
+    }
+}

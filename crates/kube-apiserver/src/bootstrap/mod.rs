@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::allocators::ServiceAllocators;
 use crate::authorization::rbac::GROUP as RBAC;
 use crate::seams::{Objects, Writer};
 
@@ -53,6 +54,7 @@ pub struct Bootstrap {
     pub(crate) writer: Arc<dyn Writer>,
     pub(crate) options: Options,
     pub(crate) clock: Clock,
+    pub(crate) allocators: Option<Arc<ServiceAllocators>>,
     pub(crate) done: watch::Sender<bool>,
 }
 
@@ -70,7 +72,13 @@ impl Bootstrap {
         options: Options,
         clock: Clock,
     ) -> Bootstrap {
-        Bootstrap { objects, writer, options, clock, done: watch::channel(false).0 }
+        Bootstrap { objects, writer, options, clock, allocators: None, done: watch::channel(false).0 }
+    }
+
+    /// Whose IPAddress objects are repaired at start.
+    pub fn with_allocators(mut self, allocators: Arc<ServiceAllocators>) -> Bootstrap {
+        self.allocators = Some(allocators);
+        self
     }
 
     /// Becomes true when everything [`READY_CHECKS`] stands for is there.
@@ -115,6 +123,9 @@ impl Bootstrap {
         }
         self.ensure_all(items).await;
         self.service_cidr_status().await;
+        if let Some(allocators) = &self.allocators {
+            allocators.repair().await;
+        }
         self.ensure_kubernetes_service().await;
     }
 
