@@ -10,6 +10,7 @@ pub const GROUP: &str = "apiextensions.k8s.io";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "customresourcedefinitions",
+    defaults,
     namespaced: false,
     unconditional_update: false,
     generation: &["spec"],
@@ -27,5 +28,20 @@ fn add_stored_version(definition: &mut Value) {
     if !stored.contains(&name) {
         stored.push(name);
         definition.put("status.storedVersions", stored);
+    }
+}
+
+fn defaults(definition: &mut Value) {
+    let kind = definition.text("spec.names.kind").to_owned();
+    if !kind.is_empty() {
+        definition.put_default_text("spec.names.singular", &kind.to_lowercase());
+        definition.put_default_text("spec.names.listKind", &format!("{kind}List"));
+    }
+    definition.put_default("spec.conversion.strategy", "None");
+    if let Some(service) = definition.find_mut("spec.conversion.webhook.clientConfig.service") {
+        service.put_default("port", 443);
+    }
+    if definition.list("status.storedVersions").is_empty() {
+        add_stored_version(definition);
     }
 }

@@ -1,7 +1,11 @@
 //! The apps group.
 
+use serde_json::{Value, json};
+
+use crate::core_v1::{persistent_volume, pod};
 use crate::scale;
 use crate::strategy::{DEFAULT, FieldLabels, METADATA_LABELS, Rules, WITH_STATUS};
+use crate::value::{Read, Write};
 
 pub const GROUP: &str = "apps";
 
@@ -11,12 +15,14 @@ const BASE: Rules = Rules { group: GROUP, ..WITH_STATUS };
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "deployments",
+        defaults: deployment_defaults,
         generation: &["spec", "metadata.annotations"],
         scale: Some(&scale::WORKLOAD),
         ..BASE
     },
     Rules {
         resource: "replicasets",
+        defaults: replica_set_defaults,
         generation: &["spec"],
         scale: Some(&scale::WORKLOAD),
         fields: crate::core_v1::replicas_field,
@@ -26,7 +32,69 @@ pub static RULES: &[Rules] = &[
         },
         ..BASE
     },
-    Rules { resource: "statefulsets", generation: &["spec"], scale: Some(&scale::WORKLOAD), ..BASE },
-    Rules { resource: "daemonsets", generation: &["spec"], ..BASE },
+    Rules {
+        resource: "statefulsets",
+        defaults: stateful_set_defaults,
+        generation: &["spec"],
+        scale: Some(&scale::WORKLOAD),
+        ..BASE
+    },
+    Rules { resource: "daemonsets", defaults: daemon_set_defaults, generation: &["spec"], ..BASE },
     Rules { group: GROUP, resource: "controllerrevisions", ..DEFAULT },
 ];
+
+fn template(object: &mut Value) {
+    if let Some(template) = object.find_mut("spec.template") {
+        pod::defaults::template(template);
+    }
+}
+
+fn deployment_defaults(deployment: &mut Value) {
+    deployment.put_default("spec.replicas", 1);
+    deployment.put_default_text("spec.strategy.type", "RollingUpdate");
+    if deployment.text("spec.strategy.type") == "RollingUpdate" {
+        deployment.put_default("spec.strategy.rollingUpdate.maxUnavailable", "25%");
+        deployment.put_default("spec.strategy.rollingUpdate.maxSurge", "25%");
+    }
+    deployment.put_default("spec.revisionHistoryLimit", 10);
+    deployment.put_default("spec.progressDeadlineSeconds", 600);
+    template(deployment);
+}
+
+fn replica_set_defaults(set: &mut Value) {
+    set.put_default("spec.replicas", 1);
+    template(set);
+}
+
+fn stateful_set_defaults(set: &mut Value) {
+    set.put_default_text("spec.podManagementPolicy", "OrderedReady");
+    if set.text("spec.updateStrategy.type").is_empty() {
+        set.put("spec.updateStrategy.type", "RollingUpdate");
+        set.put_default("spec.updateStrategy.rollingUpdate", json!({}));
+    }
+    if set.text("spec.updateStrategy.type") == "RollingUpdate" && set.has("spec.updateStrategy.rollingUpdate")
+    {
+        set.put_default("spec.updateStrategy.rollingUpdate.partition", 0);
+    }
+    for path in ["whenDeleted", "whenScaled"] {
+        set.put_default_text(&format!("spec.persistentVolumeClaimRetentionPolicy.{path}"), "Retain");
+    }
+    set.put_default("spec.replicas", 1);
+    set.put_default("spec.revisionHistoryLimit", 10);
+    for claim in set.list_mut("spec.volumeClaimTemplates") {
+        claim.put_default_text("kind", "PersistentVolumeClaim");
+        claim.put_default_text("apiVersion", "v1");
+        persistent_volume::claim_defaults(claim);
+    }
+    template(set);
+}
+
+fn daemon_set_defaults(set: &mut Value) {
+    set.put_default_text("spec.updateStrategy.type", "RollingUpdate");
+    if set.text("spec.updateStrategy.type") == "RollingUpdate" {
+        set.put_default("spec.updateStrategy.rollingUpdate.maxUnavailable", 1);
+        set.put_default("spec.updateStrategy.rollingUpdate.maxSurge", 0);
+    }
+    set.put_default("spec.revisionHistoryLimit", 10);
+    template(set);
+}

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::core_v1::pod;
 use crate::strategy::{FieldLabels, GarbageCollection, Rules, WITH_STATUS};
 use crate::value::{Read, Write};
 
@@ -12,6 +13,7 @@ const BASE: Rules = Rules { group: GROUP, ..WITH_STATUS };
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "jobs",
+        defaults: job_defaults,
         generation: &["spec"],
         garbage_collection: GarbageCollection::OrphanDependents,
         prepare_for_create: prepare_job,
@@ -22,7 +24,7 @@ pub static RULES: &[Rules] = &[
         },
         ..BASE
     },
-    Rules { resource: "cronjobs", generation: &["spec"], ..BASE },
+    Rules { resource: "cronjobs", defaults: cron_job_defaults, generation: &["spec"], ..BASE },
 ];
 
 /// Labels by which the pods of a job are found, with and without the group's prefix.
@@ -44,5 +46,48 @@ fn prepare_job(job: &mut Value) {
     }
     if let Some(selected) = job.object_mut("spec.selector.matchLabels") {
         selected.entry(CONTROLLER_UID[0]).or_insert_with(|| uid.as_str().into());
+    }
+}
+
+fn job_defaults(job: &mut Value) {
+    if !job.has("spec.completions") && !job.has("spec.parallelism") {
+        job.put("spec.completions", 1);
+    }
+    job.put_default("spec.parallelism", 1);
+    let retries = if job.has("spec.backoffLimitPerIndex") { i64::from(i32::MAX) } else { 6 };
+    job.put_default("spec.backoffLimit", retries);
+    let labels = job.at("spec.template.metadata.labels").clone();
+    if labels.is_object() && job.at("metadata.labels").as_object().is_none_or(serde_json::Map::is_empty) {
+        job.put("metadata.labels", labels);
+    }
+    job.put_default("spec.completionMode", "NonIndexed");
+    job.put_default("spec.suspend", false);
+    let replacement = if job.has("spec.podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
+    job.put_default("spec.podReplacementPolicy", replacement);
+    job.put_default("spec.manualSelector", false);
+    if let Some(spec) = job.find_mut("spec") {
+        job_spec_defaults(spec);
+    }
+}
+
+/// What jobs share with the templates of cron jobs.
+fn job_spec_defaults(spec: &mut Value) {
+    for rule in spec.list_mut("podFailurePolicy.rules") {
+        for condition in rule.list_mut("onPodConditions") {
+            condition.put_default_text("status", "True");
+        }
+    }
+    if let Some(template) = spec.find_mut("template") {
+        pod::defaults::template(template);
+    }
+}
+
+fn cron_job_defaults(job: &mut Value) {
+    job.put_default_text("spec.concurrencyPolicy", "Allow");
+    job.put_default("spec.suspend", false);
+    job.put_default("spec.successfulJobsHistoryLimit", 3);
+    job.put_default("spec.failedJobsHistoryLimit", 1);
+    if let Some(spec) = job.find_mut("spec.jobTemplate.spec") {
+        job_spec_defaults(spec);
     }
 }

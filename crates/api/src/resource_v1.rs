@@ -1,7 +1,9 @@
 //! Dynamic resource allocation.
 
+use serde_json::Value;
+
 use crate::strategy::{DEFAULT, FieldLabels, Rules, SPEC_AND_METADATA, WITH_STATUS};
-use crate::value::Read;
+use crate::value::{Read, Write};
 
 pub const GROUP: &str = "resource.k8s.io";
 
@@ -9,11 +11,17 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "resourceclaims",
+        defaults: |claim| requests(claim, "spec.devices.requests"),
         status_keeps_metadata: true,
         reset_by_status: SPEC_AND_METADATA,
         ..WITH_STATUS
     },
-    Rules { group: GROUP, resource: "resourceclaimtemplates", ..DEFAULT },
+    Rules {
+        group: GROUP,
+        resource: "resourceclaimtemplates",
+        defaults: |t| requests(t, "spec.spec.devices.requests"),
+        ..DEFAULT
+    },
     Rules { group: GROUP, resource: "deviceclasses", namespaced: false, generation: &["spec"], ..DEFAULT },
     Rules {
         group: GROUP,
@@ -48,3 +56,19 @@ pub static RULES: &[Rules] = &[
         ..WITH_STATUS
     },
 ];
+
+/// A request is for exactly one device, where it does not say how many.
+fn requests(holder: &mut Value, path: &str) {
+    let count = |request: &mut Value| {
+        request.put_default_text("allocationMode", "ExactCount");
+        if request.text("allocationMode") == "ExactCount" && request.int("count") == 0 {
+            request.put("count", 1);
+        }
+    };
+    for request in holder.list_mut(path) {
+        if let Some(exactly) = request.find_mut("exactly") {
+            count(exactly);
+        }
+        request.list_mut("firstAvailable").for_each(count);
+    }
+}

@@ -1,13 +1,28 @@
 //! Storage classes and what CSI drivers say of themselves.
 
+use serde_json::Value;
+
 use crate::strategy::{DEFAULT, Rules, SPEC_AND_METADATA, WITH_STATUS};
-use crate::value::Write;
+use crate::value::{Read, Write};
 
 pub const GROUP: &str = "storage.k8s.io";
 
 pub static RULES: &[Rules] = &[
-    Rules { group: GROUP, resource: "storageclasses", namespaced: false, ..DEFAULT },
-    Rules { group: GROUP, resource: "csidrivers", namespaced: false, unconditional_update: false, ..DEFAULT },
+    Rules {
+        group: GROUP,
+        resource: "storageclasses",
+        defaults: class_defaults,
+        namespaced: false,
+        ..DEFAULT
+    },
+    Rules {
+        group: GROUP,
+        resource: "csidrivers",
+        defaults: driver_defaults,
+        namespaced: false,
+        unconditional_update: false,
+        ..DEFAULT
+    },
     Rules { group: GROUP, resource: "csinodes", namespaced: false, unconditional_update: false, ..DEFAULT },
     Rules { group: GROUP, resource: "csistoragecapacities", unconditional_update: false, ..DEFAULT },
     Rules { group: GROUP, resource: "volumeattributesclasses", namespaced: false, ..DEFAULT },
@@ -26,3 +41,24 @@ pub static RULES: &[Rules] = &[
         ..WITH_STATUS
     },
 ];
+
+fn class_defaults(class: &mut Value) {
+    class.put_default("reclaimPolicy", "Delete");
+    class.put_default("volumeBindingMode", "Immediate");
+}
+
+fn driver_defaults(driver: &mut Value) {
+    for (name, value) in [
+        ("attachRequired", true),
+        ("podInfoOnMount", false),
+        ("storageCapacity", false),
+        ("requiresRepublish", false),
+        ("seLinuxMount", false),
+    ] {
+        driver.put_default(&format!("spec.{name}"), value);
+    }
+    driver.put_default("spec.fsGroupPolicy", "ReadWriteOnceWithFSType");
+    if driver.list("spec.volumeLifecycleModes").is_empty() {
+        driver.put("spec.volumeLifecycleModes", vec!["Persistent"]);
+    }
+}

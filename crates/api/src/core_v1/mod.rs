@@ -7,13 +7,16 @@ use crate::scale;
 use crate::strategy::{
     DEFAULT, FieldLabels, GarbageCollection, Rules, SPEC, STATUS, WITH_STATUS, label_not_supported,
 };
-use crate::value::Read;
+use crate::value::{Read, Write};
 
+pub mod config;
 pub mod event;
 pub mod namespace;
 pub mod node;
 pub mod persistent_volume;
 pub mod pod;
+pub mod replication_controller;
+pub mod service;
 
 /// A label of the form `said` that is stored under the same name.
 macro_rules! labels {
@@ -41,6 +44,7 @@ const NAME_LABEL: FieldLabels = FieldLabels {
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "pods",
+        defaults: pod::defaults::pod,
         generation: &["spec"],
         prepare_for_create: pod::prepare_for_create,
         prepare_for_status_update: pod::prepare_for_status_update,
@@ -66,9 +70,19 @@ pub static RULES: &[Rules] = &[
         reset_by_status: &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]],
         ..WITH_STATUS
     },
-    Rules { resource: "podtemplates", generation: &["template"], ..DEFAULT },
+    Rules {
+        resource: "podtemplates",
+        generation: &["template"],
+        defaults: |template| {
+            if let Some(template) = template.find_mut("template") {
+                pod::defaults::template(template);
+            }
+        },
+        ..DEFAULT
+    },
     Rules {
         resource: "replicationcontrollers",
+        defaults: replication_controller::defaults,
         generation: &["spec"],
         garbage_collection: GarbageCollection::OrphanDependents,
         scale: Some(&scale::WORKLOAD),
@@ -81,6 +95,9 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "services",
+        defaults: service::defaults,
+        prepare_for_create: |service| service.put("status", serde_json::json!({"loadBalancer": {}})),
+        prepare_for_update: service::prepare_for_update,
         name: meta::label_1035_name,
         create_on_update: true,
         fields: |s| {
@@ -95,9 +112,10 @@ pub static RULES: &[Rules] = &[
         },
         ..WITH_STATUS
     },
-    Rules { resource: "endpoints", create_on_update: true, ..DEFAULT },
+    Rules { resource: "endpoints", create_on_update: true, defaults: service::endpoints_defaults, ..DEFAULT },
     Rules {
         resource: "nodes",
+        defaults: node::defaults,
         namespaced: false,
         status_on_create: true,
         prepare_for_create: node::prepare_for_create,
@@ -108,6 +126,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "namespaces",
+        defaults: namespace::defaults,
         namespaced: false,
         name: meta::label_name,
         prepare_for_create: namespace::prepare_for_create,
@@ -134,6 +153,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "secrets",
+        defaults: config::secret_defaults,
         fields: |s| vec![("type", s.text("type").to_owned())],
         field_labels: FieldLabels {
             labels: labels!["metadata.namespace", "type"],
@@ -143,10 +163,17 @@ pub static RULES: &[Rules] = &[
     },
     Rules { resource: "configmaps", ..DEFAULT },
     Rules { resource: "serviceaccounts", ..DEFAULT },
-    Rules { resource: "limitranges", create_on_update: true, ..DEFAULT },
+    Rules {
+        resource: "limitranges",
+        create_on_update: true,
+        defaults: config::limit_range_defaults,
+        ..DEFAULT
+    },
     Rules { resource: "resourcequotas", ..WITH_STATUS },
     Rules {
         resource: "persistentvolumes",
+        defaults: persistent_volume::defaults,
+        prepare_for_create: persistent_volume::prepare_for_create,
         namespaced: false,
         fields: name_field,
         field_labels: NAME_LABEL,
@@ -154,7 +181,11 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "persistentvolumeclaims",
-        prepare_for_create: persistent_volume::prepare_claim,
+        defaults: persistent_volume::claim_defaults,
+        prepare_for_create: |claim| {
+            persistent_volume::prepare_claim(claim);
+            claim.put("status.phase", "Pending");
+        },
         prepare_for_update: |new, _| persistent_volume::prepare_claim(new),
         fields: name_field,
         field_labels: NAME_LABEL,

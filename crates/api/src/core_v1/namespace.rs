@@ -36,3 +36,8 @@ pub fn set_name_label(namespace: &mut Value) {
         labels.insert("kubernetes.io/metadata.name".to_owned(), name.into());
     }
 }
+
+pub fn defaults(namespace: &mut Value) {
+    set_name_label(namespace);
+    namespace.put_default_text("status.phase", "Active");
+}

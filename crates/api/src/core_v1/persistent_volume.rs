@@ -15,3 +15,33 @@ pub fn prepare_claim(claim: &mut Value) {
         claim.put("spec.dataSource", source);
     }
 }
+
+pub fn defaults(volume: &mut Value) {
+    volume.put_default_text("status.phase", "Pending");
+    volume.put_default_text("spec.persistentVolumeReclaimPolicy", "Retain");
+    volume.put_default("spec.volumeMode", "Filesystem");
+    if let Some(spec) = volume.find_mut("spec") {
+        crate::core_v1::pod::defaults::volume_source(spec);
+        if let Some(path) = spec.find_mut("hostPath") {
+            path.put_default("type", "");
+        }
+    }
+}
+
+pub fn prepare_for_create(volume: &mut Value) {
+    volume.put("status.phase", "Pending");
+    if volume.has("metadata.creationTimestamp") {
+        let now = volume.at("metadata.creationTimestamp").clone();
+        volume.put("status.lastPhaseTransitionTime", now);
+    }
+}
+
+pub fn claim_defaults(claim: &mut Value) {
+    claim.put_default_text("status.phase", "Pending");
+    claim_spec_defaults(claim);
+}
+
+/// What claims and templates of claims share.
+pub fn claim_spec_defaults(claim: &mut Value) {
+    claim.put_default("spec.volumeMode", "Filesystem");
+}

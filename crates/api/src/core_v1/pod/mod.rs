@@ -1,5 +1,7 @@
 //! Pods.
 
+pub mod defaults;
+
 use apimachinery::quantity::Quantity;
 use serde_json::{Value, json};
 
