@@ -1,3 +1,9 @@
 mod pause;
 mod pki;
+mod preflight;
+mod process;
+mod settings;
+mod status;
+mod supervisor;
+mod up;
 fn main() {}

@@ -1,0 +1,167 @@
+//! The flags of `isopod server` and `isopod up`, and what follows from them.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
+
+/// A control plane and, unless told otherwise, a node.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServerFlags {
+    /// Where all state is kept
+    #[arg(long, default_value = "/var/lib/isopod", env = "ISOPOD_DATA_DIR")]
+    pub data_dir: PathBuf,
+    /// Where sockets and pid files are kept
+    #[arg(long, default_value = "/run/isopod", env = "ISOPOD_RUN_DIR")]
+    pub run_dir: PathBuf,
+    /// Address the API server listens on
+    #[arg(long, default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+    /// Port the API server listens on
+    #[arg(long, default_value_t = 6443)]
+    pub https_listen_port: u16,
+    /// Where the administrator's kubeconfig is written (mode 0600)
+    #[arg(long, default_value = "/etc/isopod/kubeconfig.yaml")]
+    pub write_kubeconfig: PathBuf,
+    /// Name of this node [default: the host name]
+    #[arg(long)]
+    pub node_name: Option<String>,
+    /// Address of this node [default: that of the default route's interface]
+    #[arg(long)]
+    pub node_ip: Option<IpAddr>,
+    /// Further names and addresses for the API server's certificate
+    #[arg(long, value_delimiter = ',')]
+    pub tls_san: Vec<String>,
+    /// Range of pod addresses
+    #[arg(long, default_value = "10.244.0.0/16")]
+    pub cluster_cidr: IpNet,
+    /// Range of service addresses
+    #[arg(long, default_value = "10.96.0.0/16")]
+    pub service_cidr: IpNet,
+    /// Service address of the cluster's DNS [default: the tenth address of --service-cidr]
+    #[arg(long)]
+    pub cluster_dns: Option<IpAddr>,
+    /// Domain of the cluster's names
+    #[arg(long, default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// CRI socket to use, such as unix:///run/containerd/containerd.sock [default: Isopod starts its own containerd]
+    #[arg(long)]
+    pub container_runtime_endpoint: Option<String>,
+    /// Image that holds a pod's namespaces [default: one that Isopod carries]
+    #[arg(long)]
+    pub pod_infra_container_image: Option<String>,
+    /// Directory of static pod manifests
+    #[arg(long)]
+    pub pod_manifest_path: Option<PathBuf>,
+    /// Network backend between nodes: vxlan or host-gw
+    #[arg(long, default_value = "vxlan")]
+    pub flannel_backend: String,
+    /// Run the control plane alone, without a node
+    #[arg(long)]
+    pub disable_agent: bool,
+    /// Wait for the disk before a write is acknowledged; off, a power loss may undo the last writes
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub durable_writes: bool,
+}
+
+impl ServerFlags {
+    pub fn node_name(&self) -> Result<String> {
+        if let Some(name) = &self.node_name {
+            return Ok(name.clone());
+        }
+        let name = nix::unistd::gethostname().context("read the host name")?;
+        Ok(name.to_string_lossy().to_lowercase())
+    }
+
+    pub fn node_ip(&self) -> Result<IpAddr> {
+        if let Some(address) = self.node_ip {
+            return Ok(address);
+        }
+        default_address().context("find this node's address; name it with --node-ip")
+    }
+
+    /// The address of the `kubernetes` service.
+    pub fn api_service_ip(&self) -> Result<IpAddr> {
+        nth_address(&self.service_cidr, 1)
+    }
+
+    pub fn cluster_dns(&self) -> Result<IpAddr> {
+        match self.cluster_dns {
+            Some(address) => Ok(address),
+            None => nth_address(&self.service_cidr, 10),
+        }
+    }
+
+    pub fn pki_dir(&self) -> PathBuf {
+        self.data_dir.join("pki")
+    }
+
+    pub fn pid_file(&self) -> PathBuf {
+        self.run_dir.join("isopod.pid")
+    }
+
+    pub fn log_file(&self) -> PathBuf {
+        self.data_dir.join("isopod.log")
+    }
+
+    /// Where local clients reach the API server.
+    pub fn local_url(&self) -> String {
+        let host = match self.bind_address {
+            address if address.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            address => address,
+        };
+        match host {
+            IpAddr::V6(v6) => format!("https://[{v6}]:{}", self.https_listen_port),
+            v4 => format!("https://{v4}:{}", self.https_listen_port),
+        }
+    }
+}
+
+fn nth_address(range: &IpNet, n: u32) -> Result<IpAddr> {
+    let address = match range.network() {
+        IpAddr::V4(base) => IpAddr::V4((u32::from(base) + n).into()),
+        IpAddr::V6(base) => IpAddr::V6((u128::from(base) + u128::from(n)).into()),
+    };
+    if !range.contains(&address) {
+        bail!("{range} is too small for a service range");
+    }
+    Ok(address)
+}
+
+/// The address that packets to the outside would carry. Nothing is sent: connecting a datagram socket only asks the
+/// routing table.
+fn default_address() -> Result<IpAddr> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    if socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9)).is_ok() {
+        let address = socket.local_addr()?.ip();
+        if !address.is_loopback() && !address.is_unspecified() {
+            return Ok(address);
+        }
+    }
+    for interface in nix::ifaddrs::getifaddrs()? {
+        let address = interface.address.as_ref().and_then(|a| a.as_sockaddr_in()).map(|a| a.ip());
+        if let Some(address) = address.filter(|a| !a.is_loopback()) {
+            return Ok(address.into());
+        }
+    }
+    bail!("no interface has an address")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_addresses() {
+        for (range, n, want) in [
+            ("10.96.0.0/16", 1, Some("10.96.0.1")),
+            ("10.96.0.0/16", 10, Some("10.96.0.10")),
+            ("10.96.0.0/30", 10, None),
+            ("fd00::/108", 1, Some("fd00::1")),
+        ] {
+            let got = nth_address(&range.parse().unwrap(), n).ok().map(|a| a.to_string());
+            assert_eq!(got.as_deref(), want, "{range} {n}");
+        }
+    }
+}
