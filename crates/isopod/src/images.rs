@@ -34,12 +34,8 @@ fn ctr(socket: &Path) -> Result<Command> {
 /// Imports archives as `docker save` and OCI tools write them.
 pub async fn import(flags: &ServerFlags, archives: &[PathBuf]) -> Result<()> {
     for archive in archives {
-        let output = ctr(&socket(flags))?
-            .args(["images", "import"])
-            .arg(archive)
-            .output()
-            .await
-            .context("run ctr")?;
+        let output =
+            ctr(&socket(flags))?.args(["images", "import"]).arg(archive).output().await.context("run ctr")?;
         if !output.status.success() {
             bail!("import {}: {}", archive.display(), String::from_utf8_lossy(&output.stderr).trim());
         }

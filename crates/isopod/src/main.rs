@@ -1,3 +1,9 @@
+//! Isopod: Kubernetes in one binary. This crate alone knows all components; it wires them and gives them a command
+//! line.
+
+mod cli;
+mod images;
+mod leftovers;
 mod pause;
 mod pki;
 mod preflight;
@@ -6,4 +12,56 @@ mod settings;
 mod status;
 mod supervisor;
 mod up;
-fn main() {}
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Command, ImagesCommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Worker threads: enough to use two cores, few enough to stay small.
+const WORKERS: usize = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(cli.log_level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(dispatch(cli.command)),
+        Err(error) => Err(anyhow::Error::new(error).context("start the async runtime")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("isopod: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn dispatch(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Up(flags) => {
+            let arguments: Vec<String> = std::env::args().skip_while(|a| a != "up").skip(1).collect();
+            up::run(&flags, &arguments).await
+        }
+        Command::Status(flags) => status::run(&flags).await,
+        Command::Images { flags, command: ImagesCommand::Import { archives } } => {
+            images::import(&flags, &archives).await
+        }
+        Command::Images { flags, command: ImagesCommand::List } => images::list(&flags).await,
+        Command::Completions { shell } => {
+            cli::completions(shell);
+            Ok(())
+        }
+        Command::Down { .. } | Command::Server(_) => anyhow::bail!("not wired yet"),
+    }
+}

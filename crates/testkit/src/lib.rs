@@ -1,1 +1,4 @@
-//! The testkit component.
+//! What tests and examples need beside Isopod itself: images made of the distribution's packages.
+
+pub mod example_images;
+pub mod packages;

@@ -1,0 +1,30 @@
+//! Builds what tests and examples need.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use testkit::example_images;
+
+#[derive(Parser)]
+enum Cli {
+    /// Build stand-ins for the images of examples/two-services from the distribution's packages
+    ExampleImages { directory: PathBuf },
+    /// Print a manifest with the public images' names replaced by the stand-ins'
+    Substitute { manifests: Vec<PathBuf> },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse() {
+        Cli::ExampleImages { directory } => example_images::build(&directory),
+        Cli::Substitute { manifests } => {
+            for path in manifests {
+                let mut text = std::fs::read_to_string(path)?;
+                for stand_in in &example_images::STAND_INS {
+                    text = text.replace(stand_in.public, stand_in.name);
+                }
+                println!("---\n{text}");
+            }
+            Ok(())
+        }
+    }
+}
