@@ -4,11 +4,16 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+#[path = "build/types.rs"]
+mod types;
+
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=tables");
     fs::write(out.join("resources.rs"), resources(&read("tables/resources.tsv"))).expect("writable OUT_DIR");
+    fs::write(out.join("types.rs"), types::generate(&read("tables/types.tsv"))).expect("writable OUT_DIR");
 }
 
 fn read(path: &str) -> String {
