@@ -1,1 +1,4 @@
-//! The flannel component.
+//! Flannel: subnet leases, VXLAN and host-gw backends, and the CNI plugins.
+pub mod cni;
+mod netlink;
+mod nft;
