@@ -2,3 +2,5 @@
 pub mod cni;
 mod netlink;
 mod nft;
+#[cfg(test)]
+mod testing;

@@ -122,8 +122,7 @@ impl std::str::FromStr for Mac {
         let mut parts = s.split([':', '-']);
         for byte in &mut out {
             let part = parts.next().ok_or_else(|| format!("address {s}: invalid MAC address"))?;
-            *byte =
-                u8::from_str_radix(part, 16).map_err(|_| format!("address {s}: invalid MAC address"))?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| format!("address {s}: invalid MAC address"))?;
         }
         match parts.next() {
             None => Ok(Mac(out)),
@@ -174,15 +173,7 @@ impl Route {
     }
 
     pub fn on_device(dst: IpNet, device: u32) -> Route {
-        Route {
-            dst,
-            gateway: None,
-            device,
-            onlink: false,
-            src: None,
-            scope: libc::RT_SCOPE_LINK,
-            metric: 0,
-        }
+        Route { dst, gateway: None, device, onlink: false, src: None, scope: libc::RT_SCOPE_LINK, metric: 0 }
     }
 }
 

@@ -29,7 +29,8 @@ struct Conf {
 fn read(request: &Request) -> Result<Conf, Error> {
     for field in ["vlan", "vlanTrunk", "macspoofchk"] {
         let value = &request.config[field];
-        let off = value.is_null() || value == 0 || value == false || value.as_array().is_some_and(Vec::is_empty);
+        let off =
+            value.is_null() || value == 0 || value == false || value.as_array().is_some_and(Vec::is_empty);
         if !off {
             return Err(Error::new(UNSUPPORTED_FIELD, format!("bridge: {field} is not supported")));
         }
@@ -102,7 +103,8 @@ fn complete(conf: &Conf, success: &mut Success) {
     }
     for v4 in [true, false] {
         let default = default_route(v4);
-        let gateway = success.ips.iter().find(|ip| ip.address.addr().is_ipv4() == v4).and_then(|ip| ip.gateway);
+        let gateway =
+            success.ips.iter().find(|ip| ip.address.addr().is_ipv4() == v4).and_then(|ip| ip.gateway);
         if gateway.is_some() && !success.routes.iter().any(|r| r.dst == default) {
             success.routes.push(ResultRoute { dst: default, gw: gateway, rest: Default::default() });
         }
@@ -143,7 +145,9 @@ fn ensure_bridge(netlink: &mut Netlink, conf: &Conf, gateway: Option<IpAddr>) ->
         netlink.set_up(link.index).doing(|| format!("failed to set bridge {name:?} up"))?;
     }
     if conf.promiscuous {
-        netlink.set_promiscuous(link.index).doing(|| format!("could not set promiscuous mode on {name:?}"))?;
+        netlink
+            .set_promiscuous(link.index)
+            .doing(|| format!("could not set promiscuous mode on {name:?}"))?;
     }
     Ok(link)
 }
@@ -160,7 +164,9 @@ fn ensure_gateway(netlink: &mut Netlink, conf: &Conf, bridge: &Link, ip: &Addres
         let overlap = have.contains(&wanted.network()) || wanted.contains(&have.network());
         if same_family && (wanted.addr().is_ipv4() || overlap) {
             if !conf.force_address {
-                let msg = format!("failed to set bridge addr: {name:?} already has an IP address different from {wanted}");
+                let msg = format!(
+                    "failed to set bridge addr: {name:?} already has an IP address different from {wanted}"
+                );
                 return Err(Error::generic(msg));
             }
             netlink
@@ -204,7 +210,9 @@ fn configure_pod(request: &Request, ns: &File, success: &Success, up: bool) -> R
                 Some(gateway) => Route::via(route.dst, gateway, link.index),
                 None => Route::on_device(route.dst, link.index),
             };
-            netlink.add_route(&new).doing(|| format!("failed to add route '{} via {gateway:?} dev {ifname}'", route.dst))?;
+            netlink
+                .add_route(&new)
+                .doing(|| format!("failed to add route '{} via {gateway:?} dev {ifname}'", route.dst))?;
         }
         Ok(link)
     })
@@ -245,10 +253,14 @@ fn attach(request: &Request, conf: &Conf, ns: &File, mut success: Success) -> Re
     let mac = conf.mac.or_else(|| success.ips.first().map(|ip| Mac::from_ip(ip.address.addr())));
     let host = create_pair(&mut netlink, request, conf, &bridge, mac, ns)?;
     if conf.hairpin {
-        netlink.set_hairpin(host.index, true).doing(|| format!("failed to setup hairpin mode for {}", host.name))?;
+        netlink
+            .set_hairpin(host.index, true)
+            .doing(|| format!("failed to setup hairpin mode for {}", host.name))?;
     }
     if conf.isolated {
-        netlink.set_isolated(host.index, true).doing(|| format!("failed to set isolated on for {}", host.name))?;
+        netlink
+            .set_isolated(host.index, true)
+            .doing(|| format!("failed to set isolated on for {}", host.name))?;
     }
     let pod = configure_pod(request, ns, &success, !conf.disable_interface)?;
     if conf.is_gateway {
@@ -347,7 +359,9 @@ pub fn del(request: &Request) -> Result<(), Error> {
     ipam(Command::Del, request)?;
     // A namespace that is gone took the pair with it. One that cannot be entered is as good as gone.
     match remove_link(request) {
-        Err(e) if netns::open(&request.netns).is_ok_and(|ns| ns.is_some()) && !e.msg.contains("enter netns") => {
+        Err(e)
+            if netns::open(&request.netns).is_ok_and(|ns| ns.is_some()) && !e.msg.contains("enter netns") =>
+        {
             return Err(e);
         }
         _ => {}
@@ -368,7 +382,9 @@ pub fn check(request: &Request) -> Result<(), Error> {
     let mut netlink = Netlink::open().doing(|| "failed to open netlink".into())?;
     let bridge = match netlink.link(&conf.bridge).doing(|| "failed to find the bridge".into())? {
         Some(link) if link.kind == "bridge" => link,
-        Some(link) => return Err(Error::generic(format!("Interface {} does not exist as a bridge", link.name))),
+        Some(link) => {
+            return Err(Error::generic(format!("Interface {} does not exist as a bridge", link.name)));
+        }
         None => return Err(Error::generic(format!("Interface {} not found", conf.bridge))),
     };
     let in_pod = |i: &&Interface| i.sandbox == request.netns && i.name == request.ifname;
@@ -390,24 +406,30 @@ pub fn check(request: &Request) -> Result<(), Error> {
         .ok_or_else(|| Error::generic(format!("failed to open netns {:?}: no such file", request.netns)))?;
     netns::within(&ns, &request.netns, |netlink| {
         let ifname = &request.ifname;
-        let link = netlink
-            .link(ifname)
-            .doing(|| "failed to find the pod's link".into())?
-            .ok_or_else(|| Error::generic(format!("Container Interface name in prevResult: {ifname} not found")))?;
+        let link =
+            netlink.link(ifname).doing(|| "failed to find the pod's link".into())?.ok_or_else(|| {
+                Error::generic(format!("Container Interface name in prevResult: {ifname} not found"))
+            })?;
         if !want.mac.is_empty() && link.mac.is_some_and(|m| !m.to_string().eq_ignore_ascii_case(&want.mac)) {
-            let msg = format!("Interface {ifname} Mac {:?} doesn't match container Mac: {}", link.mac, want.mac);
+            let msg =
+                format!("Interface {ifname} Mac {:?} doesn't match container Mac: {}", link.mac, want.mac);
             return Err(Error::generic(msg));
         }
         let have = netlink.addresses(link.index).doing(|| "failed to list addresses".into())?;
         if let Some(lost) = previous.ips.iter().find(|ip| !have.contains(&ip.address)) {
-            return Err(Error::generic(format!("Failed to match addr {} on interface {ifname}", lost.address)));
+            return Err(Error::generic(format!(
+                "Failed to match addr {} on interface {ifname}",
+                lost.address
+            )));
         }
         let have = netlink.routes().doing(|| "failed to list routes".into())?;
         let missing = previous.routes.iter().find(|want| {
             !have.iter().any(|r| r.dst == want.dst && (want.gw.is_none() || r.gateway == want.gw))
         });
         match missing {
-            Some(route) => Err(Error::generic(format!("Expected Route {} not found in routing table", route.dst))),
+            Some(route) => {
+                Err(Error::generic(format!("Expected Route {} not found in routing table", route.dst)))
+            }
             None => Ok(()),
         }
     })

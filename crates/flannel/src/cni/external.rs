@@ -38,7 +38,9 @@ pub fn invoke(kind: &str, command: Command, request: &Request) -> Result<Option<
         let value: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         return Err(Error {
             code: value["code"].as_u64().unwrap_or(100) as u32,
-            msg: value["msg"].as_str().map_or_else(|| format!("{kind} failed: {}", output.status), str::to_owned),
+            msg: value["msg"]
+                .as_str()
+                .map_or_else(|| format!("{kind} failed: {}", output.status), str::to_owned),
             details: value["details"].as_str().unwrap_or_default().to_owned(),
         });
     }

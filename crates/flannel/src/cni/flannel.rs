@@ -70,7 +70,9 @@ fn delegate(config: &Value, lease: &Lease) -> Result<Value, Error> {
         _ => return Err(Error::config("'delegate' must be an object")),
     };
     if let Some(kind) = out.get("type").filter(|k| !k.is_string()) {
-        return Err(Error::config(format!("'delegate' dictionary, if present, must have (string) 'type' field, got {kind}")));
+        return Err(Error::config(format!(
+            "'delegate' dictionary, if present, must have (string) 'type' field, got {kind}"
+        )));
     }
     for field in ["name", "ipam"] {
         if out.contains_key(field) {
@@ -160,8 +162,7 @@ pub fn run(command: Command, request: &Request) -> Result<Option<Success>, Error
         }
         Command::Check => {
             let path = saved_path(request);
-            let text =
-                fs::read_to_string(&path).doing(|| format!("failed to read {}", path.display()))?;
+            let text = fs::read_to_string(&path).doing(|| format!("failed to read {}", path.display()))?;
             let mut config: Value = serde_json::from_str(&text)
                 .map_err(|e| Error::generic(format!("failed to parse netconf in {}: {e}", path.display())))?;
             if let Some(previous) = request.config.get("prevResult") {
@@ -190,8 +191,7 @@ fn call(command: Command, request: &Request, config: Value) -> Result<Option<Suc
 mod tests {
     use super::*;
 
-    const ENV: &str =
-        "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    const ENV: &str = "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
 
     #[test]
     fn the_lease_becomes_a_bridge_with_host_local() {
@@ -212,7 +212,9 @@ mod tests {
         let e = parse_lease("FLANNEL_NETWORK=10.244.0.0/16\n").unwrap_err();
         assert!(e.msg.contains("missing FLANNEL_SUBNET, FLANNEL_MTU, FLANNEL_IPMASQ"));
         let lease = parse_lease(ENV).unwrap();
-        for bad in [json!({"delegate": {"name": "x"}}), json!({"delegate": 3}), json!({"delegate": {"type": 1}})] {
+        for bad in
+            [json!({"delegate": {"name": "x"}}), json!({"delegate": 3}), json!({"delegate": {"type": 1}})]
+        {
             assert!(delegate(&bad, &lease).is_err());
         }
     }

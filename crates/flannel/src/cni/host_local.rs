@@ -352,7 +352,10 @@ pub fn check(request: &Request) -> Result<(), Error> {
     if store.entries()?.iter().any(|(_, holder)| *holder == owner || *holder == request.container_id) {
         return Ok(());
     }
-    Err(Error::generic(format!("host-local: Failed to find address added by container {}", request.container_id)))
+    Err(Error::generic(format!(
+        "host-local: Failed to find address added by container {}",
+        request.container_id
+    )))
 }
 
 pub fn gc(request: &Request) -> Result<(), Error> {
@@ -425,10 +428,7 @@ mod tests {
         let ip = |id: &str| get(id).unwrap().ips[0].address.to_string();
         assert_eq!(ip("a"), "10.1.2.2/29");
         assert_eq!(ip("b"), "10.1.2.3/29");
-        assert_eq!(
-            std::fs::read_to_string(dir.path().join("net/10.1.2.2")).unwrap(),
-            "a\r\neth0"
-        );
+        assert_eq!(std::fs::read_to_string(dir.path().join("net/10.1.2.2")).unwrap(), "a\r\neth0");
         assert_eq!(std::fs::read_to_string(dir.path().join("net/last_reserved_ip.0")).unwrap(), "10.1.2.3");
         assert!(get("a").unwrap_err().msg.contains("duplicate allocation is not allowed"));
         check(&request(dir.path(), "a", ipam.clone())).unwrap();
@@ -436,7 +436,10 @@ mod tests {
         del(&request(dir.path(), "a", ipam.clone())).unwrap();
         assert!(check(&request(dir.path(), "a", ipam.clone())).is_err());
         // A released address is the last to come back.
-        assert_eq!(["c", "d", "e", "f"].map(ip), ["10.1.2.4/29", "10.1.2.5/29", "10.1.2.6/29", "10.1.2.2/29"]);
+        assert_eq!(
+            ["c", "d", "e", "f"].map(ip),
+            ["10.1.2.4/29", "10.1.2.5/29", "10.1.2.6/29", "10.1.2.2/29"]
+        );
         assert!(get("g").unwrap_err().msg.contains("no IP addresses available"));
         let mut sweep = request(dir.path(), "", ipam.clone());
         sweep.config["cni.dev/valid-attachments"] = json!([{"containerID": "b", "ifname": "eth0"}]);
@@ -484,7 +487,10 @@ mod tests {
             (json!({"subnet": "10.0.0.0/31"}), "too small"),
             (json!({"subnet": "10.0.0.5/24"}), "host bits set"),
             (json!({"subnet": "10.0.0.0/24", "rangeStart": "10.0.1.1"}), "not in network"),
-            (json!({"ranges": [[{"subnet": "10.0.0.0/24"}, {"subnet": "fd00::/64"}]]}), "mixed address families"),
+            (
+                json!({"ranges": [[{"subnet": "10.0.0.0/24"}, {"subnet": "fd00::/64"}]]}),
+                "mixed address families",
+            ),
             (json!({"ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.0.0/25"}]]}), "overlaps"),
         ] {
             let e = add(&request(dir.path(), "a", ipam)).unwrap_err();

@@ -10,6 +10,9 @@ mod loopback;
 mod masquerade;
 mod netns;
 mod portmap;
+#[cfg(test)]
+#[path = "tests.rs"]
+mod traffic;
 pub mod types;
 
 use std::collections::BTreeMap;
@@ -150,11 +153,7 @@ pub fn main(plugin_name: &str) -> ExitCode {
     }
 }
 
-fn answer(
-    plugin: &str,
-    env: &dyn Fn(&str) -> String,
-    input: &str,
-) -> (String, Result<Option<Value>, Error>) {
+fn answer(plugin: &str, env: &dyn Fn(&str) -> String, input: &str) -> (String, Result<Option<Value>, Error>) {
     let command = env("CNI_COMMAND");
     if command == "VERSION" {
         let version = serde_json::from_str::<Value>(input)
@@ -265,7 +264,9 @@ fn check_ids(container_id: &str, ifname: &str) -> Result<(), Error> {
         return bad(format!("invalid characters in containerID: {container_id}"));
     }
     if ifname.len() > 15 {
-        return bad(format!("interface name is too long: interface name should be less than 16 characters: {ifname}"));
+        return bad(format!(
+            "interface name is too long: interface name should be less than 16 characters: {ifname}"
+        ));
     }
     if ifname == "." || ifname == ".." {
         return bad("interface name is . or ..".into());

@@ -12,7 +12,7 @@ use crate::netlink::Netlink;
 /// Whether `path` is the namespace this process is in. One that cannot be read is not.
 pub fn is_host(path: &Path) -> bool {
     let id = |p: &Path| std::fs::metadata(p).ok().map(|m| (m.dev(), m.ino()));
-    id(path).is_some_and(|there| Some(there) == id(Path::new("/proc/self/ns/net")))
+    id(path).is_some_and(|there| Some(there) == id(Path::new("/proc/thread-self/ns/net")))
 }
 
 /// Opens a namespace; `None` when it no longer exists.

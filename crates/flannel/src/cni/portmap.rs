@@ -61,7 +61,7 @@ fn script(mappings: &[PortMapping], pod: IpAddr, owner: &str, masquerade: bool) 
             set hairpin {{ type {kind} . {kind}; }}
             chain publish {{ }}
             chain prerouting {{ type nat hook prerouting priority dstnat; policy accept; }}
-            chain output {{ type nat hook output priority dstnat; policy accept; }}
+            chain output {{ type nat hook output priority -100; policy accept; }}
             chain postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
         }}
         flush chain {family} {TABLE} publish
@@ -109,9 +109,9 @@ pub fn add(request: &Request) -> Result<Success, Error> {
     // Addresses of the sandbox, or all where the chain does not say.
     let mut done = (false, false);
     for ip in &previous.ips {
-        let in_pod = ip
-            .interface
-            .is_none_or(|i| previous.interfaces.get(i).is_some_and(|interface| !interface.sandbox.is_empty()));
+        let in_pod = ip.interface.is_none_or(|i| {
+            previous.interfaces.get(i).is_some_and(|interface| !interface.sandbox.is_empty())
+        });
         let pod = ip.address.addr();
         let seen = if pod.is_ipv4() { &mut done.0 } else { &mut done.1 };
         if !in_pod || std::mem::replace(seen, true) {
@@ -193,9 +193,7 @@ pub fn gc(request: &Request) -> Result<(), Error> {
     let valid: Vec<String> = request
         .valid_attachments()
         .into_iter()
-        .map(|(container_id, ifname)| {
-            owner_of(&Request { container_id, ifname, ..request.clone() })
-        })
+        .map(|(container_id, ifname)| owner_of(&Request { container_id, ifname, ..request.clone() }))
         .collect();
     let keep = |owner: &str| !owner.starts_with(&prefix) || valid.iter().any(|v| v == owner);
     remove("ip", &keep)?;
@@ -293,7 +291,7 @@ mod tests {
         ])))
         .unwrap();
         let text = script(&mappings, "10.244.0.5".parse().unwrap(), "n/c1/eth0", true);
-        let added: Vec<&str> = text.lines().filter(|l| l.contains("add element")).collect();
+        let added: Vec<&str> = text.lines().map(str::trim).filter(|l| l.contains("add element")).collect();
         assert_eq!(
             added,
             [
