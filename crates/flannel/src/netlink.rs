@@ -504,12 +504,6 @@ impl Netlink {
         self.request(RTM_SETLINK, 0, &m)
     }
 
-    pub fn set_mac(&mut self, index: u32, mac: Mac) -> io::Result<()> {
-        let mut m = Message::link(0, index, 0, 0);
-        m.attr(IFLA_ADDRESS, &mac.0);
-        self.request(RTM_SETLINK, 0, &m)
-    }
-
     /// Lets a bridge port send a frame back where it came from: a pod reaching itself through its service.
     pub fn set_hairpin(&mut self, port: u32, on: bool) -> io::Result<()> {
         self.set_port(port, IFLA_BRPORT_MODE, on)

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::types::{Doing, Error};
 use crate::nft;
 
-const TABLE: &str = "isopod-cni-masquerade";
+pub const TABLE: &str = "isopod-cni-masquerade";
 
 fn family(ip: IpAddr) -> (&'static str, &'static str) {
     if ip.is_ipv4() { ("ip", "ipv4_addr") } else { ("ip6", "ipv6_addr") }

@@ -15,6 +15,9 @@ mod portmap;
 mod traffic;
 pub mod types;
 
+pub(crate) use masquerade::TABLE as MASQUERADE_TABLE;
+pub(crate) use portmap::TABLE as HOSTPORT_TABLE;
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
