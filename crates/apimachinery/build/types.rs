@@ -102,7 +102,8 @@ impl<'a> Generator<'a> {
         if flags.is_empty() {
             flags.push("0");
         }
-        let mut path: Vec<String> = column(3).split('.').filter(|s| !s.is_empty()).map(str::to_owned).collect();
+        let mut path: Vec<String> =
+            column(3).split('.').filter(|s| !s.is_empty()).map(str::to_owned).collect();
         path.resize(4, "0".into());
         let (strategy, merge_key) = column(5).split_once(':').unwrap_or((column(5), ""));
         format!(
@@ -128,9 +129,6 @@ impl<'a> Generator<'a> {
         let atomic = if list == "a" { "ATOMIC" } else { "0" };
         if let Some(name) = kind.strip_prefix('@') {
             let index = self.types.get(name).unwrap_or_else(|| panic!("no type {name}"));
-            if list == "a" {
-                return self.named(format!("Schema::atomic_view(&T{index})"));
-            }
             return format!("T{index}");
         }
         if let Some(items) = kind.strip_prefix("[]") {

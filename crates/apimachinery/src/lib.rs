@@ -2,10 +2,13 @@
 //! quantities, names, Status errors, Tables. Pure: nothing here does I/O.
 
 pub mod clock;
+pub mod codec;
+pub mod defaults;
 pub mod duration;
 pub mod field_path;
 pub mod names;
 pub mod object;
+pub mod prune;
 pub mod quantity;
 pub mod resources;
 pub mod schema;

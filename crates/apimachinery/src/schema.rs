@@ -206,14 +206,6 @@ impl Schema {
         Schema::make(Kind::Object(Fields::Static(fields)), name, go, flags)
     }
 
-    const fn atomic_view(of: &'static Schema) -> Schema {
-        let kind = match &of.kind {
-            Kind::Object(Fields::Static(fields)) => Kind::Object(Fields::Static(fields)),
-            _ => Kind::Any,
-        };
-        Schema::make(kind, of.name, of.go, of.flags | ATOMIC)
-    }
-
     const fn list(items: &'static Schema, list: ListType) -> Schema {
         Schema::make(Kind::List(Ref::Static(items), list), "", "", 0)
     }
@@ -489,9 +481,22 @@ pub fn for_kind(group: &str, version: &str, kind: &str) -> Option<&'static Schem
         return Some(KINDS[i].3);
     }
     let meta = match kind {
-        "CreateOptions" | "UpdateOptions" | "PatchOptions" | "DeleteOptions" | "GetOptions" | "ListOptions"
-        | "Status" | "APIGroup" | "APIGroupList" | "APIResourceList" | "APIVersions" | "WatchEvent"
-        | "PartialObjectMetadata" | "PartialObjectMetadataList" | "Table" | "TableOptions" => {
+        "CreateOptions"
+        | "UpdateOptions"
+        | "PatchOptions"
+        | "DeleteOptions"
+        | "GetOptions"
+        | "ListOptions"
+        | "Status"
+        | "APIGroup"
+        | "APIGroupList"
+        | "APIResourceList"
+        | "APIVersions"
+        | "WatchEvent"
+        | "PartialObjectMetadata"
+        | "PartialObjectMetadataList"
+        | "Table"
+        | "TableOptions" => {
             format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}")
         }
         "AdmissionReview" if group == "admission.k8s.io" => "io.k8s.api.admission.v1.AdmissionReview".into(),
@@ -501,8 +506,14 @@ pub fn for_kind(group: &str, version: &str, kind: &str) -> Option<&'static Schem
         "APIGroupDiscovery" | "APIGroupDiscoveryList" if group == "apidiscovery.k8s.io" => {
             format!("io.k8s.api.apidiscovery.v2.{kind}")
         }
-        "PodLogOptions" | "PodExecOptions" | "PodAttachOptions" | "PodPortForwardOptions" | "PodProxyOptions"
-        | "NodeProxyOptions" | "ServiceProxyOptions" | "RangeAllocation"
+        "PodLogOptions"
+        | "PodExecOptions"
+        | "PodAttachOptions"
+        | "PodPortForwardOptions"
+        | "PodProxyOptions"
+        | "NodeProxyOptions"
+        | "ServiceProxyOptions"
+        | "RangeAllocation"
             if group.is_empty() =>
         {
             format!("io.k8s.api.core.v1.{kind}")
@@ -549,8 +560,13 @@ mod tests {
                     "port": {"type": "integer", "default": 80}}}},
             "labels": {"type": "object", "additionalProperties": {"type": "string"}}}}}}));
         let spec = &schema.field("spec").unwrap().schema;
-        let Kind::List(item, ListType::Map(keys)) = &spec.field("ports").unwrap().schema.kind else { panic!() };
-        assert_eq!((&keys[..], item.field("port").unwrap().default()), (&[Cow::Borrowed("port")][..], Some(json!(80))));
+        let Kind::List(item, ListType::Map(keys)) = &spec.field("ports").unwrap().schema.kind else {
+            panic!()
+        };
+        assert_eq!(
+            (&keys[..], item.field("port").unwrap().default()),
+            (&[Cow::Borrowed("port")][..], Some(json!(80)))
+        );
         assert!(spec.member("labels").unwrap().additional().is_some());
         assert!(schema.field("metadata").unwrap().schema.field("name").is_some());
     }

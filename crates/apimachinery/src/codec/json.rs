@@ -1,0 +1,703 @@
+//! JSON to values in one pass over the bytes, led by the schema.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use serde_json::{Map, Number, Value};
+
+use super::{DecodeError, Decoded, normalize_micro_time, normalize_time};
+use crate::quantity;
+use crate::schema::{Kind, Schema, fill};
+
+/// Deeper nesting is refused; stored objects are read by readers that go to 128.
+const MAX_DEPTH: usize = 120;
+/// More complaints are not collected.
+const MAX_COMPLAINTS: usize = 100;
+
+type Result<T> = std::result::Result<T, DecodeError>;
+
+pub(super) fn decode(bytes: &[u8], schema: &Schema, complain: bool, canonical: bool) -> Result<Decoded> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut reader = Reader::new(&text, complain, canonical);
+    reader.blanks();
+    let value = match reader.peek() {
+        Some(b'{') => reader.value(schema)?.unwrap_or_default(),
+        _ => {
+            let found = reader.any()?;
+            return Err(DecodeError::new(format!(
+                "json: cannot unmarshal {} into Go value of type {}",
+                kind_of(&found),
+                schema.go_type()
+            )));
+        }
+    };
+    reader.end()?;
+    Ok(Decoded { value, complaints: reader.complaints })
+}
+
+pub(super) fn decode_any(bytes: &[u8]) -> Result<Value> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut reader = Reader::new(&text, false, false);
+    reader.blanks();
+    let value = reader.any()?;
+    reader.end()?;
+    Ok(value)
+}
+
+/// What Go would say about a document that another parser refused.
+pub(super) fn explain(bytes: &[u8], error: &serde_json::Error) -> String {
+    match decode_any(bytes) {
+        Err(e) => e.message,
+        Ok(_) => error.to_string(),
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+enum Segment<'a> {
+    Field(Cow<'a, str>),
+    Index(usize),
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    bytes: &'a [u8],
+    at: usize,
+    depth: usize,
+    path: Vec<Segment<'a>>,
+    /// The innermost struct, for messages.
+    inside: &'a str,
+    complain: bool,
+    canonical: bool,
+    complaints: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(text: &'a str, complain: bool, canonical: bool) -> Reader<'a> {
+        Reader {
+            text,
+            bytes: text.as_bytes(),
+            at: 0,
+            depth: 0,
+            path: Vec::with_capacity(12),
+            inside: "",
+            complain,
+            canonical,
+            complaints: vec![],
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn blanks(&mut self) {
+        while let Some(b' ' | b'\n' | b'\t' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.blanks();
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => Err(self.unexpected("after top-level value")),
+        }
+    }
+
+    fn unexpected(&self, context: &str) -> DecodeError {
+        match self.text.get(self.at..).and_then(|rest| rest.chars().next()) {
+            None => DecodeError::new("unexpected end of JSON input"),
+            Some('\'') => DecodeError::new(format!("invalid character '\\'' {context}")),
+            Some(c) => DecodeError::new(format!("invalid character '{}' {context}", c.escape_default())),
+        }
+    }
+
+    fn deeper(&mut self) -> Result<()> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH { Err(DecodeError::new("exceeded max depth")) } else { Ok(()) }
+    }
+
+    /// The value of a schema; `None` where it is null and Go would see nothing.
+    fn value(&mut self, schema: &Schema) -> Result<Option<Value>> {
+        let first = self.peek();
+        if first == Some(b'n') {
+            self.literal("null")?;
+            return Ok(if schema.is_custom() { Some(Value::Null) } else { None });
+        }
+        let fits = match (&schema.kind, first) {
+            (Kind::Object(_) | Kind::Map(_) | Kind::FieldsV1, Some(b'{')) | (Kind::List(..), Some(b'[')) => {
+                true
+            }
+            (
+                Kind::String
+                | Kind::Bytes
+                | Kind::Time
+                | Kind::MicroTime
+                | Kind::Duration
+                | Kind::Quantity
+                | Kind::IntOrString,
+                Some(b'"'),
+            ) => true,
+            (Kind::Bool, Some(b't' | b'f')) => true,
+            (
+                Kind::Int32 | Kind::Int64 | Kind::Double | Kind::Quantity | Kind::IntOrString,
+                Some(b'-' | b'0'..=b'9'),
+            ) => true,
+            (
+                Kind::Any | Kind::Raw | Kind::SchemaOrArray | Kind::SchemaOrBool | Kind::SchemaOrStringArray,
+                _,
+            ) => true,
+            _ => false,
+        };
+        if !fits {
+            let start = self.at;
+            let found = self.any()?;
+            if schema.is_custom() {
+                return Ok(Some(found));
+            }
+            let what = match &found {
+                Value::Number(_) => format!("number {}", &self.text[start..self.at]),
+                other => kind_of(other).to_owned(),
+            };
+            return Err(self.mismatch(&what, schema));
+        }
+        let value = match &schema.kind {
+            Kind::Object(_) => self.object(schema)?,
+            Kind::Map(values) => self.map(values)?,
+            Kind::List(items, _) => self.list(items)?,
+            Kind::Any
+            | Kind::Raw
+            | Kind::FieldsV1
+            | Kind::SchemaOrArray
+            | Kind::SchemaOrBool
+            | Kind::SchemaOrStringArray => self.any()?,
+            Kind::String => Value::String(self.string()?.into_owned()),
+            Kind::Bool => Value::Bool(self.boolean()?),
+            _ if schema.is_custom() => self.any()?,
+            Kind::Int32 | Kind::Int64 => self.integer(schema)?,
+            Kind::Double => {
+                let number = self.number()?;
+                let parsed: Option<f64> = number.parse().ok();
+                match parsed.and_then(Number::from_f64) {
+                    // Whole numbers stay whole, as Go prints them.
+                    Some(_) => parse_number(number),
+                    None => return Err(self.mismatch(&format!("number {number}"), schema)),
+                }
+            }
+            Kind::Quantity => {
+                let text: Cow<'_, str> =
+                    if first == Some(b'"') { self.string()? } else { self.number()?.into() };
+                quantity::canonical(&text).map(Value::String).map_err(|e| DecodeError::new(e.to_string()))?
+            }
+            Kind::IntOrString => {
+                if first == Some(b'"') {
+                    Value::String(self.string()?.into_owned())
+                } else {
+                    let number = self.number()?;
+                    match number.parse::<i32>() {
+                        Ok(n) => n.into(),
+                        Err(_) => {
+                            return Err(DecodeError::new(format!(
+                                "json: cannot unmarshal number {number} into Go value of type int32"
+                            )));
+                        }
+                    }
+                }
+            }
+            Kind::Bytes => self.base64()?,
+            Kind::Time | Kind::MicroTime => {
+                let text = self.string()?;
+                if text.is_empty() {
+                    return Ok(None);
+                }
+                let normal = if matches!(schema.kind, Kind::Time) {
+                    normalize_time(&text)
+                } else {
+                    normalize_micro_time(&text)
+                };
+                Value::String(normal.map_err(DecodeError::new)?)
+            }
+            Kind::Duration => {
+                let text = self.string()?;
+                match crate::duration::parse_nanos(&text) {
+                    Some(nanos) => Value::String(crate::duration::format_nanos(nanos)),
+                    None => {
+                        return Err(DecodeError::new(format!(
+                            "time: invalid duration {}",
+                            crate::status::quote(&text)
+                        )));
+                    }
+                }
+            }
+        };
+        Ok(Some(value))
+    }
+
+    fn object(&mut self, schema: &Schema) -> Result<Value> {
+        self.deeper()?;
+        let mut object = Map::new();
+        let outer = std::mem::replace(&mut self.inside, schema.go);
+        let fields = schema.fields();
+        let custom = schema.is_custom();
+        self.at += 1;
+        self.blanks();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+        } else {
+            loop {
+                let key = self.key()?;
+                match schema.field(&key) {
+                    Some(field) => {
+                        self.path.push(Segment::Field(key));
+                        let value = self.value(&field.schema)?;
+                        let keep = match value {
+                            None => None,
+                            Some(Value::Null)
+                                if !field.schema.nullable() && field.schema.default().is_some() =>
+                            {
+                                None
+                            }
+                            Some(value) => {
+                                let drop = self.canonical
+                                    && !field.pointer()
+                                    && match &value {
+                                        Value::String(s) => field.omit_empty() && s.is_empty(),
+                                        Value::Bool(b) => field.omit_empty() && !b,
+                                        Value::Number(n) => {
+                                            field.omit_empty()
+                                                && !matches!(field.schema.kind, Kind::IntOrString)
+                                                && (n.as_i64() == Some(0) || n.as_f64() == Some(0.0))
+                                        }
+                                        Value::Array(list) => field.omit_empty() && list.is_empty(),
+                                        Value::Object(map) => {
+                                            map.is_empty()
+                                                && if matches!(field.schema.kind, Kind::Map(_)) {
+                                                    field.omit_empty()
+                                                } else {
+                                                    field.omit_zero()
+                                                }
+                                        }
+                                        Value::Null => false,
+                                    };
+                                if drop { None } else { Some(value) }
+                            }
+                        };
+                        let key = match self.path.pop() {
+                            Some(Segment::Field(key)) => key,
+                            _ => Cow::Borrowed(""),
+                        };
+                        if let Some(value) = keep
+                            && object.insert(key.clone().into_owned(), value).is_some()
+                        {
+                            self.complain("duplicate field", key);
+                        }
+                    }
+                    None => {
+                        let value = self.any()?;
+                        if schema.preserves_unknown() {
+                            object.insert(key.into_owned(), value);
+                        } else {
+                            self.complain("unknown field", key);
+                        }
+                    }
+                }
+                if self.after_member(b'}', "after object key:value pair")? {
+                    break;
+                }
+            }
+        }
+        if self.canonical && !custom {
+            fill(&mut object, fields);
+        }
+        self.inside = outer;
+        self.depth -= 1;
+        Ok(Value::Object(object))
+    }
+
+    fn map(&mut self, values: &Schema) -> Result<Value> {
+        self.deeper()?;
+        let mut object = Map::new();
+        self.at += 1;
+        self.blanks();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+        } else {
+            loop {
+                let key = self.key()?;
+                self.path.push(Segment::Field(key));
+                let value = match self.value(values)? {
+                    Some(value) => value,
+                    None => values.zero(),
+                };
+                let key = match self.path.pop() {
+                    Some(Segment::Field(key)) => key,
+                    _ => Cow::Borrowed(""),
+                };
+                if object.contains_key(&*key) {
+                    self.complain("duplicate field", key.clone());
+                }
+                object.insert(key.into_owned(), value);
+                if self.after_member(b'}', "after object key:value pair")? {
+                    break;
+                }
+            }
+        }
+        self.depth -= 1;
+        Ok(Value::Object(object))
+    }
+
+    fn list(&mut self, items: &Schema) -> Result<Value> {
+        self.deeper()?;
+        let mut list = vec![];
+        self.at += 1;
+        self.blanks();
+        if self.peek() == Some(b']') {
+            self.at += 1;
+        } else {
+            loop {
+                self.blanks();
+                self.path.push(Segment::Index(list.len()));
+                let value = match self.value(items)? {
+                    Some(value) => value,
+                    None => items.zero(),
+                };
+                self.path.pop();
+                list.push(value);
+                if self.after_member(b']', "after array element")? {
+                    break;
+                }
+            }
+        }
+        self.depth -= 1;
+        Ok(Value::Array(list))
+    }
+
+    /// Reads a key and the colon; leaves the reader at the value.
+    fn key(&mut self) -> Result<Cow<'a, str>> {
+        self.blanks();
+        if self.peek() != Some(b'"') {
+            return Err(self.unexpected("looking for beginning of object key string"));
+        }
+        let key = self.string()?;
+        self.blanks();
+        if self.peek() != Some(b':') {
+            return Err(self.unexpected("after object key"));
+        }
+        self.at += 1;
+        self.blanks();
+        Ok(key)
+    }
+
+    /// After an element: whether the object or array ends here.
+    fn after_member(&mut self, close: u8, context: &str) -> Result<bool> {
+        self.blanks();
+        match self.peek() {
+            Some(b',') => {
+                self.at += 1;
+                Ok(false)
+            }
+            Some(b) if b == close => {
+                self.at += 1;
+                Ok(true)
+            }
+            _ => Err(self.unexpected(context)),
+        }
+    }
+
+    fn any(&mut self) -> Result<Value> {
+        match self.peek() {
+            Some(b'{') => {
+                self.deeper()?;
+                let mut object = Map::new();
+                self.at += 1;
+                self.blanks();
+                if self.peek() == Some(b'}') {
+                    self.at += 1;
+                } else {
+                    loop {
+                        let key = self.key()?;
+                        let value = self.any()?;
+                        object.insert(key.into_owned(), value);
+                        if self.after_member(b'}', "after object key:value pair")? {
+                            break;
+                        }
+                    }
+                }
+                self.depth -= 1;
+                Ok(Value::Object(object))
+            }
+            Some(b'[') => {
+                self.deeper()?;
+                let mut list = vec![];
+                self.at += 1;
+                self.blanks();
+                if self.peek() == Some(b']') {
+                    self.at += 1;
+                } else {
+                    loop {
+                        self.blanks();
+                        list.push(self.any()?);
+                        if self.after_member(b']', "after array element")? {
+                            break;
+                        }
+                    }
+                }
+                self.depth -= 1;
+                Ok(Value::Array(list))
+            }
+            Some(b'"') => Ok(Value::String(self.string()?.into_owned())),
+            Some(b't' | b'f') => Ok(Value::Bool(self.boolean()?)),
+            Some(b'n') => {
+                self.literal("null")?;
+                Ok(Value::Null)
+            }
+            Some(b'-' | b'0'..=b'9') => {
+                let number = self.number()?;
+                Ok(parse_number(number))
+            }
+            _ => Err(self.unexpected("looking for beginning of value")),
+        }
+    }
+
+    fn boolean(&mut self) -> Result<bool> {
+        if self.peek() == Some(b't') {
+            self.literal("true")?;
+            Ok(true)
+        } else {
+            self.literal("false")?;
+            Ok(false)
+        }
+    }
+
+    fn literal(&mut self, word: &str) -> Result<()> {
+        for (i, expected) in word.char_indices() {
+            if self.peek() != Some(expected as u8) {
+                return Err(self.unexpected(&format!("in literal {word} (expecting '{}')", &word[i..=i])));
+            }
+            self.at += 1;
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<&'a str> {
+        let start = self.at;
+        let digits = |reader: &mut Self| {
+            let from = reader.at;
+            while reader.peek().is_some_and(|b| b.is_ascii_digit()) {
+                reader.at += 1;
+            }
+            reader.at > from
+        };
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+        }
+        if self.peek() == Some(b'0') {
+            self.at += 1;
+        } else if !digits(self) {
+            return Err(self.unexpected("in numeric literal"));
+        }
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            if !digits(self) {
+                return Err(self.unexpected("after decimal point in numeric literal"));
+            }
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            if !digits(self) {
+                return Err(self.unexpected("in exponent of numeric literal"));
+            }
+        }
+        Ok(&self.text[start..self.at])
+    }
+
+    fn integer(&mut self, schema: &Schema) -> Result<Value> {
+        let number = self.number()?;
+        let parsed = number.parse::<i64>().ok().filter(|n| {
+            matches!(schema.kind, Kind::Int64) || (i64::from(i32::MIN)..=i64::from(i32::MAX)).contains(n)
+        });
+        parsed.map(Value::from).ok_or_else(|| self.mismatch(&format!("number {number}"), schema))
+    }
+
+    fn base64(&mut self) -> Result<Value> {
+        let text = self.string()?;
+        let engine = &base64::engine::general_purpose::STANDARD;
+        if engine.decode(text.as_bytes()).is_ok() {
+            return Ok(Value::String(text.into_owned()));
+        }
+        let joined: String = text.chars().filter(|c| !matches!(c, '\n' | '\r')).collect();
+        match engine.decode(&joined) {
+            Ok(_) => Ok(Value::String(joined)),
+            Err(e) => {
+                let at = match e {
+                    base64::DecodeError::InvalidByte(at, _)
+                    | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                    _ => joined.len() / 4 * 4,
+                };
+                Err(DecodeError::new(format!("illegal base64 data at input byte {at}")))
+            }
+        }
+    }
+
+    /// A string, from its opening quote.
+    fn string(&mut self) -> Result<Cow<'a, str>> {
+        self.at += 1;
+        let start = self.at;
+        while let Some(b) = self.peek() {
+            match b {
+                b'"' => {
+                    let text = &self.text[start..self.at];
+                    self.at += 1;
+                    return Ok(Cow::Borrowed(text));
+                }
+                b'\\' => return self.escaped(start).map(Cow::Owned),
+                0..0x20 => return Err(self.unexpected("in string literal")),
+                _ => self.at += 1,
+            }
+        }
+        Err(self.unexpected("in string literal"))
+    }
+
+    fn escaped(&mut self, start: usize) -> Result<String> {
+        let mut out = self.text[start..self.at].to_owned();
+        let mut run = self.at;
+        loop {
+            match self.peek() {
+                Some(b'"') => {
+                    out.push_str(&self.text[run..self.at]);
+                    self.at += 1;
+                    return Ok(out);
+                }
+                Some(b'\\') => {
+                    out.push_str(&self.text[run..self.at]);
+                    self.at += 1;
+                    let c = match self.peek() {
+                        Some(b'"') => '"',
+                        Some(b'\\') => '\\',
+                        Some(b'/') => '/',
+                        Some(b'b') => '\u{8}',
+                        Some(b'f') => '\u{c}',
+                        Some(b'n') => '\n',
+                        Some(b'r') => '\r',
+                        Some(b't') => '\t',
+                        Some(b'u') => {
+                            self.at += 1;
+                            let unit = self.hex4()?;
+                            let c = self.surrogates(unit)?;
+                            out.push(c);
+                            run = self.at;
+                            continue;
+                        }
+                        _ => return Err(self.unexpected("in string escape code")),
+                    };
+                    out.push(c);
+                    self.at += 1;
+                    run = self.at;
+                }
+                Some(0..0x20) | None => return Err(self.unexpected("in string literal")),
+                Some(_) => self.at += 1,
+            }
+        }
+    }
+
+    fn hex4(&mut self) -> Result<u32> {
+        let mut unit = 0;
+        for _ in 0..4 {
+            match self.peek().and_then(|b| (b as char).to_digit(16)) {
+                Some(digit) => unit = unit * 16 + digit,
+                None => return Err(self.unexpected("in \\u hexadecimal character escape")),
+            }
+            self.at += 1;
+        }
+        Ok(unit)
+    }
+
+    /// The character of a UTF-16 unit and, for a high surrogate, the low one that follows.
+    fn surrogates(&mut self, unit: u32) -> Result<char> {
+        if (0xd800..0xdc00).contains(&unit) && self.bytes[self.at..].starts_with(b"\\u") {
+            let back = self.at;
+            self.at += 2;
+            let low = self.hex4()?;
+            if (0xdc00..0xe000).contains(&low) {
+                let c = 0x10000 + ((unit - 0xd800) << 10) + (low - 0xdc00);
+                return Ok(char::from_u32(c).unwrap_or('\u{fffd}'));
+            }
+            self.at = back;
+        }
+        Ok(char::from_u32(unit).unwrap_or('\u{fffd}'))
+    }
+
+    fn mismatch(&self, found: &str, schema: &Schema) -> DecodeError {
+        let fields: Vec<&str> = self
+            .path
+            .iter()
+            .filter_map(|s| match s {
+                Segment::Field(name) => Some(&**name),
+                Segment::Index(_) => None,
+            })
+            .collect();
+        let go = schema.go_type();
+        DecodeError::new(if fields.is_empty() {
+            format!("json: cannot unmarshal {found} into Go value of type {go}")
+        } else {
+            let inside = self.inside.rsplit('.').next().unwrap_or("");
+            format!(
+                "json: cannot unmarshal {found} into Go struct field {inside}.{} of type {go}",
+                fields.join(".")
+            )
+        })
+    }
+
+    fn complain(&mut self, what: &str, last: Cow<'_, str>) {
+        if !self.complain || self.complaints.len() >= MAX_COMPLAINTS {
+            return;
+        }
+        let mut path = String::new();
+        for segment in &self.path {
+            match segment {
+                Segment::Field(name) => {
+                    if !path.is_empty() {
+                        path.push('.');
+                    }
+                    path.push_str(name);
+                }
+                Segment::Index(i) => path.push_str(&format!("[{i}]")),
+            }
+        }
+        if !path.is_empty() {
+            path.push('.');
+        }
+        path.push_str(&last);
+        let complaint = format!("{what} {}", crate::status::quote(&path));
+        if !self.complaints.contains(&complaint) {
+            self.complaints.push(complaint);
+        }
+    }
+}
+
+fn parse_number(text: &str) -> Value {
+    if let Ok(n) = text.parse::<i64>() {
+        return n.into();
+    }
+    if let Ok(n) = text.parse::<u64>() {
+        return n.into();
+    }
+    match text.parse::<f64>().ok().and_then(Number::from_f64) {
+        Some(n) => Value::Number(n),
+        // Beyond what a double holds.
+        None => Value::Null,
+    }
+}

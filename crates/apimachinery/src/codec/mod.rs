@@ -1,0 +1,321 @@
+//! Objects in and out of JSON, YAML and protobuf, driven by the schema.
+//!
+//! Decoding checks types as Go's decoder does (and says so in its words), drops what the schema does not know into
+//! complaints, and brings values into the form Go would write them in: quantities, times, zero values. Equal objects
+//! are equal values afterwards, whatever notation they came in.
+
+pub mod json;
+pub mod protobuf;
+mod time;
+mod yaml;
+
+use serde_json::Value;
+
+use crate::schema::Schema;
+use crate::status::{Status, quote};
+
+pub use time::{normalize_micro_time, normalize_time};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MediaType {
+    Json,
+    Yaml,
+    Protobuf,
+}
+
+impl MediaType {
+    /// From a `Content-Type`; parameters are ignored.
+    pub fn from_content_type(value: &str) -> Option<MediaType> {
+        match value.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str() {
+            "application/json" | "" | "*/*" | "application/*" => Some(MediaType::Json),
+            "application/yaml" | "application/x-yaml" | "text/yaml" => Some(MediaType::Yaml),
+            "application/vnd.kubernetes.protobuf" => Some(MediaType::Protobuf),
+            _ => None,
+        }
+    }
+
+    pub fn content_type(self) -> &'static str {
+        match self {
+            MediaType::Json => "application/json",
+            MediaType::Yaml => "application/yaml",
+            MediaType::Protobuf => "application/vnd.kubernetes.protobuf",
+        }
+    }
+}
+
+/// What becomes of unknown and duplicate fields; the request's `fieldValidation`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strictness {
+    /// Dropped without a word.
+    Ignore,
+    /// Dropped, and named in the complaints.
+    #[default]
+    Warn,
+    /// An error.
+    Strict,
+}
+
+impl Strictness {
+    /// From the query parameter; empty is the default.
+    pub fn parse(text: &str) -> Option<Strictness> {
+        match text {
+            "Ignore" => Some(Strictness::Ignore),
+            "" | "Warn" => Some(Strictness::Warn),
+            "Strict" => Some(Strictness::Strict),
+            _ => None,
+        }
+    }
+}
+
+/// A decoded object and what was wrong with it but could be dropped.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoded {
+    pub value: Value,
+    pub complaints: Vec<String>,
+}
+
+/// Why nothing could be decoded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct DecodeError {
+    pub message: String,
+}
+
+impl DecodeError {
+    pub fn new(message: impl Into<String>) -> DecodeError {
+        DecodeError { message: message.into() }
+    }
+
+    /// The 400 that upstream answers to a body that is no `kind` of `version`.
+    pub fn to_status(&self, kind: &str, version: &str) -> Status {
+        Status::bad_request(format!(
+            "{kind} in version {} cannot be handled as a {kind}: {}",
+            quote(version),
+            self.message
+        ))
+    }
+}
+
+/// Decodes one object.
+pub fn decode(
+    bytes: &[u8],
+    media_type: MediaType,
+    schema: &Schema,
+    strictness: Strictness,
+) -> Result<Decoded, DecodeError> {
+    decode_with(bytes, media_type, schema, strictness, true)
+}
+
+/// As [`decode`], but values stay as they were written: zero values are neither dropped nor added. What an applied
+/// configuration mentions matters, not what it amounts to.
+pub fn decode_applied(
+    bytes: &[u8],
+    media_type: MediaType,
+    schema: &Schema,
+    strictness: Strictness,
+) -> Result<Decoded, DecodeError> {
+    decode_with(bytes, media_type, schema, strictness, false)
+}
+
+/// Brings a value that was put together otherwise (by a patch, by a webhook) into the form [`decode`] answers.
+pub fn normalize(value: &Value, schema: &Schema, strictness: Strictness) -> Result<Decoded, DecodeError> {
+    decode(&encode_json(value), MediaType::Json, schema, strictness)
+}
+
+fn decode_with(
+    bytes: &[u8],
+    media_type: MediaType,
+    schema: &Schema,
+    strictness: Strictness,
+    canonical: bool,
+) -> Result<Decoded, DecodeError> {
+    let decoded = match media_type {
+        MediaType::Json => json::decode(bytes, schema, strictness != Strictness::Ignore, canonical)?,
+        MediaType::Yaml => {
+            let (json, mut complaints) = yaml::to_json(bytes)?;
+            let mut decoded = json::decode(&json, schema, strictness != Strictness::Ignore, canonical)?;
+            if strictness != Strictness::Ignore {
+                complaints.append(&mut decoded.complaints);
+                decoded.complaints = complaints;
+            }
+            decoded
+        }
+        MediaType::Protobuf => Decoded { value: protobuf::decode(bytes, schema)?, complaints: vec![] },
+    };
+    if strictness == Strictness::Strict && !decoded.complaints.is_empty() {
+        return Err(DecodeError::new(format!("strict decoding error: {}", decoded.complaints.join(", "))));
+    }
+    Ok(decoded)
+}
+
+/// Any JSON or YAML, without a schema.
+pub fn decode_any(bytes: &[u8], media_type: MediaType) -> Result<Value, DecodeError> {
+    match media_type {
+        MediaType::Json => json::decode_any(bytes),
+        MediaType::Yaml => json::decode_any(&yaml::to_json(bytes)?.0),
+        MediaType::Protobuf => Err(DecodeError::new("protobuf cannot be decoded without knowing the type")),
+    }
+}
+
+/// The `apiVersion` and `kind` of a body, without decoding the rest more than necessary. Absent ones are empty.
+pub fn type_meta(bytes: &[u8], media_type: MediaType) -> Result<(String, String), DecodeError> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct TypeMeta {
+        #[serde(default)]
+        api_version: Option<String>,
+        #[serde(default)]
+        kind: Option<String>,
+    }
+    let json;
+    let bytes = match media_type {
+        MediaType::Json => bytes,
+        MediaType::Yaml => {
+            json = yaml::to_json(bytes)?.0;
+            &json
+        }
+        MediaType::Protobuf => {
+            let unknown = protobuf::unwrap(bytes)?;
+            return Ok((unknown.api_version, unknown.kind));
+        }
+    };
+    let meta: TypeMeta = serde_json::from_slice(bytes).map_err(|e| {
+        DecodeError::new(format!("couldn't get version/kind; json parse error: {}", json::explain(bytes, &e)))
+    })?;
+    Ok((meta.api_version.unwrap_or_default(), meta.kind.unwrap_or_default()))
+}
+
+pub fn encode_json(value: &Value) -> Vec<u8> {
+    // Values have string keys only; writing to a Vec cannot fail.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+pub fn encode_yaml(value: &Value) -> Vec<u8> {
+    yaml::write(value).into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+    use serde_json::json;
+
+    fn decode_kind(group: &str, kind: &str, text: &str) -> Result<Decoded, DecodeError> {
+        let schema = schema::for_kind(group, "v1", kind).unwrap();
+        decode(text.as_bytes(), MediaType::Json, schema, Strictness::Warn)
+    }
+
+    #[test]
+    fn canonical_values() {
+        let decoded = decode_kind(
+            "",
+            "Pod",
+            r#" {"kind":"Pod","apiVersion":"v1","metadata":{"name":"x","labels":{},"creationTimestamp":null},
+            "spec":{"hostNetwork":false,"activeDeadlineSeconds":0,"containers":[{"name":"a","args":[],"image":"i",
+            "resources":{"limits":{"cpu":0.5,"memory":"1024Mi"}},
+            "ports":[{"containerPort":80}],"readinessProbe":{"httpGet":{"port":"http"},"periodSeconds":0}}],
+            "volumes":[{"name":"\u00e9\n\ud83d\ude00","emptyDir":{}}]}}"#,
+        )
+        .unwrap();
+        assert_eq!(decoded.complaints, Vec::<String>::new());
+        assert_eq!(
+            decoded.value,
+            json!({"kind":"Pod","apiVersion":"v1","metadata":{"name":"x"},
+            "spec":{"activeDeadlineSeconds":0,"containers":[{"name":"a","image":"i",
+            "resources":{"limits":{"cpu":"500m","memory":"1Gi"}},
+            "ports":[{"containerPort":80}],"readinessProbe":{"httpGet":{"port":"http"}}}],
+            "volumes":[{"name":"é\n😀","emptyDir":{}}]}, "status": {}})
+        );
+    }
+
+    #[test]
+    fn complaints() {
+        let decoded = decode_kind(
+            "",
+            "Pod",
+            r#"{"foo":1,"metadata":{"labels":{"a":"b","a":"c"}},"spec":{"foo":{"x":[1,2]},"nodeName":"a","nodeName":"b",
+            "containers":[{"name":"a"},{"name":"b","imagee":"x"}]}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            decoded.complaints,
+            [
+                r#"unknown field "foo""#,
+                r#"duplicate field "metadata.labels.a""#,
+                r#"unknown field "spec.foo""#,
+                r#"duplicate field "spec.nodeName""#,
+                r#"unknown field "spec.containers[1].imagee""#
+            ]
+        );
+        assert_eq!(decoded.value["spec"]["nodeName"], "b");
+    }
+
+    #[test]
+    fn errors() {
+        for (kind, text, message) in [
+            ("Pod", "[]", "json: cannot unmarshal array into Go value of type v1.Pod"),
+            (
+                "Pod",
+                r#"{"spec":{"containers":"x"}}"#,
+                "json: cannot unmarshal string into Go struct field PodSpec.spec.containers of type []v1.Container",
+            ),
+            (
+                "Pod",
+                r#"{"spec":{"containers":[{"ports":[{"protocol":1}]}]}}"#,
+                "json: cannot unmarshal number 1 into Go struct field ContainerPort.spec.containers.ports.protocol of \
+                 type v1.Protocol",
+            ),
+            (
+                "Pod",
+                r#"{"metadata":{"labels":{"a":1}}}"#,
+                "json: cannot unmarshal number 1 into Go struct field ObjectMeta.metadata.labels.a of type string",
+            ),
+            (
+                "Pod",
+                r#"{"spec":{"priority":1.5}}"#,
+                "json: cannot unmarshal number 1.5 into Go struct field PodSpec.spec.priority of type int32",
+            ),
+            ("Pod", r#"{"a":1"#, "unexpected end of JSON input"),
+            ("Pod", r#"{"a":x}"#, "invalid character 'x' looking for beginning of value"),
+            ("Pod", r#"{"a":1}}"#, "invalid character '}' after top-level value"),
+            (
+                "Pod",
+                r#"{"spec":{"overhead":{"cpu":"x"}}}"#,
+                "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+            ),
+            ("Secret", r#"{"data":{"a":"!"}}"#, "illegal base64 data at input byte 0"),
+        ] {
+            assert_eq!(decode_kind("", kind, text).unwrap_err().message, message);
+        }
+        let deep = format!("{{\"a\":{}1{}}}", "[".repeat(200), "]".repeat(200));
+        assert_eq!(decode_kind("", "Pod", &deep).unwrap_err().message, "exceeded max depth");
+    }
+
+    #[test]
+    fn strict_and_applied() {
+        let schema = schema::for_kind("", "v1", "Pod").unwrap();
+        let text = br#"{"spec":{"hostNetwork":false},"a":1,"b":2}"#;
+        let error = decode(text, MediaType::Json, schema, Strictness::Strict).unwrap_err();
+        assert_eq!(error.message, r#"strict decoding error: unknown field "a", unknown field "b""#);
+        let applied = decode_applied(text, MediaType::Yaml, schema, Strictness::Ignore).unwrap();
+        assert_eq!((applied.value, applied.complaints), (json!({"spec": {"hostNetwork": false}}), vec![]));
+        assert_eq!(
+            error.to_status("Pod", "v1").message,
+            "Pod in version \"v1\" cannot be handled as a Pod: strict decoding error: unknown field \"a\", unknown \
+             field \"b\""
+        );
+    }
+
+    #[test]
+    fn custom_resources_are_not_type_checked() {
+        let schema = crate::schema::Schema::custom(
+            &json!({"type": "object", "properties": {"spec": {"type": "object",
+            "properties": {"size": {"type": "integer"}, "on": {"type": "boolean"}}}}}),
+        );
+        let text = br#"{"apiVersion":"a/v1","kind":"A","metadata":{"name":"x"},"spec":{"size":"big","on":false,"z":1}}"#;
+        let decoded = decode(text, MediaType::Json, &schema, Strictness::Warn).unwrap();
+        assert_eq!(decoded.value["spec"], json!({"size": "big", "on": false}));
+        assert_eq!(decoded.complaints, [r#"unknown field "spec.z""#]);
+        assert_eq!(type_meta(text, MediaType::Json).unwrap(), ("a/v1".into(), "A".into()));
+    }
+}

@@ -1,0 +1,62 @@
+//! YAML by way of JSON, as upstream reads it: YAML 1.1 booleans, string keys, one document.
+
+use serde_json::Value;
+
+use super::DecodeError;
+
+/// The document as JSON text, and complaints about repeated keys.
+pub(super) fn to_json(bytes: &[u8]) -> Result<(Vec<u8>, Vec<String>), DecodeError> {
+    // Clients like to send JSON under YAML's name.
+    if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{')
+        && super::json::decode_any(bytes).is_ok()
+    {
+        return Ok((bytes.to_vec(), vec![]));
+    }
+    let text = String::from_utf8_lossy(bytes);
+    let parse = |policy| {
+        let options = serde_saphyr::options! { duplicate_keys: policy, with_snippet: false };
+        serde_saphyr::from_str_with_options::<Value>(&text, options)
+    };
+    let (value, complaints) = match parse(serde_saphyr::DuplicateKeyPolicy::Error) {
+        Ok(value) => (value, vec![]),
+        Err(first) => match parse(serde_saphyr::DuplicateKeyPolicy::LastWins) {
+            Ok(value) => (value, vec![format!("yaml: unmarshal errors:\n  {first}")]),
+            Err(e) => {
+                return Err(DecodeError::new(format!("error converting YAML to JSON: yaml: {e}")));
+            }
+        },
+    };
+    Ok((super::encode_json(&value), complaints))
+}
+
+pub(super) fn write(value: &Value) -> String {
+    serde_saphyr::to_string(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads() {
+        for (yaml, json) in [
+            ("a: 1\nb: [x, yes, 'yes']\n", r#"{"a":1,"b":["x",true,"yes"]}"#),
+            ("a: &x {b: on}\nc: *x\n", r#"{"a":{"b":true},"c":{"b":true}}"#),
+            ("---\na: |\n  x\n  y\n", r#"{"a":"x\ny\n"}"#),
+            ("a: ~\nb: 1.5\n1: x\n", r#"{"1":"x","a":null,"b":1.5}"#),
+        ] {
+            assert_eq!(String::from_utf8(to_json(yaml.as_bytes()).unwrap().0).unwrap(), json);
+        }
+        assert!(to_json(b"a: [").is_err());
+        let (json, complaints) = to_json(b"a: 1\na: 2\n").unwrap();
+        assert_eq!((json, complaints.len()), (br#"{"a":2}"#.to_vec(), 1));
+    }
+
+    #[test]
+    fn writes_what_it_reads() {
+        let value = serde_json::json!({"a": "yes", "b": "1", "c": ["x", {"d": null}], "e": "null", "f": "a: b\nc", "g": ""});
+        let text = write(&value);
+        let back: Value = serde_json::from_slice(&to_json(text.as_bytes()).unwrap().0).unwrap();
+        assert_eq!(back, value, "{text}");
+    }
+}
