@@ -4,8 +4,11 @@
 //! something are called by name in [`Chain`].
 
 mod defaults;
+mod limit_ranger;
 mod namespace_lifecycle;
+pub mod pod_resources;
 mod priority;
+pub mod quota;
 mod service_account;
 
 use std::collections::HashSet;
@@ -42,7 +45,8 @@ const MUTATING: &[(&str, Plugin)] = &[
     ("PodTopologyLabels", defaults::topology_labels),
 ];
 
-const VALIDATING: &[(&str, Plugin)] = &[("Priority", priority::validate)];
+const VALIDATING: &[(&str, Plugin)] =
+    &[("LimitRanger", limit_ranger::validate), ("Priority", priority::validate)];
 
 /// Plugins that run unless they are disabled.
 pub const DEFAULT_PLUGINS: &[&str] = &[
@@ -73,6 +77,7 @@ pub const DEFAULT_PLUGINS: &[&str] = &[
 pub struct Chain {
     context: Context,
     enabled: HashSet<String>,
+    quotas: quota::Quotas,
 }
 
 impl Chain {
@@ -82,7 +87,7 @@ impl Chain {
         disable.iter().for_each(|p| {
             enabled.remove(p);
         });
-        Chain { context, enabled }
+        Chain { context, enabled, quotas: quota::Quotas::default() }
     }
 
     fn on(&self, plugin: &str) -> bool {
@@ -100,6 +105,9 @@ impl Admission for Chain {
         if self.on("NamespaceLifecycle") {
             namespace_lifecycle::admit(&self.context, request).await?;
         }
+        if self.on("LimitRanger") {
+            limit_ranger::admit(&self.context, request)?;
+        }
         if self.on("ServiceAccount") {
             service_account::admit(&self.context, request).await?;
         }
@@ -110,7 +118,11 @@ impl Admission for Chain {
         if self.on("ServiceAccount") {
             service_account::validate(request)?;
         }
-        self.run(VALIDATING, request)
+        self.run(VALIDATING, request)?;
+        if self.on("ResourceQuota") {
+            self.quotas.validate(&self.context, request).await?;
+        }
+        Ok(())
     }
 }
 

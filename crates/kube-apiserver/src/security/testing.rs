@@ -107,6 +107,7 @@ impl Writer for FakeObjects {
         resource: &str,
         object: Value,
     ) -> Result<Arc<Encoded>, Status> {
+        let resource = resource.split('/').next().unwrap_or(resource);
         Ok(self.put(group, resource, object))
     }
 
