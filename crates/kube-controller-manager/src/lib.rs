@@ -1,1 +1,15 @@
-//! The kube-controller-manager component.
+//! kube-controller-manager: one module per controller. Each is a function from what the informers hold to what
+//! should be done, with a thin layer around it that reads keys from a queue and carries the plan out.
+
+mod config;
+mod deployment;
+mod manager;
+mod namespace;
+mod replicaset;
+mod root_ca;
+mod serviceaccount;
+mod support;
+
+pub use config::{Config, Flags};
+pub(crate) use manager::Context;
+pub use manager::run;

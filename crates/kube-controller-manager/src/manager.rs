@@ -1,0 +1,92 @@
+//! Starting the controllers and keeping them.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use apimachinery::clock::Clock;
+use client::{Client, LeaderElection, LeaderElector};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::Config;
+
+/// What every controller gets.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) config: Arc<Config>,
+    pub(crate) clock: Clock,
+    pub(crate) shutdown: CancellationToken,
+}
+
+type Start = fn(Context) -> BoxFuture<'static, anyhow::Result<()>>;
+
+macro_rules! controllers {
+    ($($name:literal => $run:path),* $(,)?) => {
+        &[$(($name, |ctx| $run(ctx).boxed())),*]
+    };
+}
+
+/// Upstream's controller names. All are on by default.
+const CONTROLLERS: &[(&str, Start)] = controllers! {
+    "namespace-controller" => crate::namespace::run,
+    "serviceaccount-controller" => crate::serviceaccount::run,
+    "root-ca-certificate-publisher-controller" => crate::root_ca::run,
+    "replicaset-controller" => crate::replicaset::run_replica_sets,
+    "replicationcontroller-controller" => crate::replicaset::run_replication_controllers,
+    "deployment-controller" => crate::deployment::run,
+};
+
+/// Runs the controllers until `shutdown`; with leader election, while holding the lease. Losing the lease is an
+/// error: whoever runs the process decides whether to start over.
+pub async fn run(mut config: Config, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
+    for entry in &config.controllers {
+        let name = entry.trim_start_matches('-');
+        if name != "*" && !CONTROLLERS.iter().any(|(known, _)| *known == name) {
+            tracing::warn!(name, "no controller of this name");
+        }
+    }
+    if let (None, Some(path)) = (&config.root_ca, &config.root_ca_file) {
+        let pem = tokio::fs::read_to_string(path).await;
+        config.root_ca = Some(pem.with_context(|| format!("--root-ca-file {}", path.display()))?);
+    }
+    let (leader_elect, identity) = (config.leader_elect, config.identity.clone());
+    let ctx = Context {
+        client: client.clone(),
+        config: Arc::new(config),
+        clock: Clock::system(),
+        shutdown: shutdown.clone(),
+    };
+    if !leader_elect {
+        run_all(ctx).await;
+        return Ok(());
+    }
+    let election = LeaderElection::new("kube-system", "kube-controller-manager", identity);
+    let lost = LeaderElector::new(&client, election)
+        .run(shutdown, |leading| run_all(Context { shutdown: leading, ..ctx }))
+        .await;
+    anyhow::ensure!(!lost, "another kube-controller-manager took the lease");
+    Ok(())
+}
+
+async fn run_all(ctx: Context) {
+    let mut running = JoinSet::new();
+    for (name, start) in CONTROLLERS {
+        if !ctx.config.enables(name, true) {
+            continue;
+        }
+        let controller = start(ctx.clone());
+        running.spawn(async move {
+            if let Err(error) = controller.await {
+                tracing::error!(controller = name, error = format!("{error:#}"), "controller failed");
+            }
+        });
+    }
+    while let Some(ended) = running.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a controller crashed");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! What several controllers share.
+
+pub(crate) mod discovery;
+pub(crate) mod errors;
+pub(crate) mod expectations;
+pub(crate) mod ownership;
+pub(crate) mod pod_control;
+pub(crate) mod pods;
+pub(crate) mod selectors;
