@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::strategy::{DEFAULT, Rules, SPEC_AND_METADATA, STATUS};
-use crate::value::{Read, Write};
+use crate::value::Write;
 
 pub const GROUP: &str = "admissionregistration.k8s.io";
 

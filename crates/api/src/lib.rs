@@ -30,6 +30,7 @@ pub mod scale;
 pub mod scheduling_v1;
 pub mod storage_v1;
 pub mod strategy;
+pub mod table;
 pub mod value;
 
 pub use strategy::{Strategy, strategy};
