@@ -91,7 +91,8 @@ pub struct AdmissionRequest<'a> {
 
 #[async_trait]
 pub trait Admission: Send + Sync + 'static {
-    /// Mutating plugins and webhooks, in upstream's order.
+    /// Mutating plugins and webhooks, in upstream's order. The caller defaults (and prunes) the object again
+    /// afterwards, since webhooks may have added anything.
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status>;
     /// Validating plugins, policies and webhooks.
     async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status>;

@@ -3,13 +3,16 @@
 //! Plugins run in upstream's order. Most are plain functions over the request and the caches; the few that wait for
 //! something are called by name in [`Chain`].
 
+mod conditions;
 mod defaults;
 mod limit_ranger;
+pub mod matching;
 mod namespace_lifecycle;
 pub mod pod_resources;
 mod priority;
 pub mod quota;
 mod service_account;
+pub mod webhooks;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -78,6 +81,7 @@ pub struct Chain {
     context: Context,
     enabled: HashSet<String>,
     quotas: quota::Quotas,
+    webhooks: webhooks::Webhooks,
 }
 
 impl Chain {
@@ -87,11 +91,22 @@ impl Chain {
         disable.iter().for_each(|p| {
             enabled.remove(p);
         });
-        Chain { context, enabled, quotas: quota::Quotas::default() }
+        Chain { context, enabled, quotas: quota::Quotas::default(), webhooks: webhooks::Webhooks::default() }
     }
 
     fn on(&self, plugin: &str) -> bool {
         self.enabled.contains(plugin)
+    }
+
+    /// The plugins that change objects by themselves.
+    async fn fill_in(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        if self.on("LimitRanger") {
+            limit_ranger::admit(&self.context, request)?;
+        }
+        if self.on("ServiceAccount") {
+            service_account::admit(&self.context, request).await?;
+        }
+        self.run(MUTATING, request)
     }
 
     fn run(&self, plugins: &[(&str, Plugin)], request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
@@ -105,13 +120,22 @@ impl Admission for Chain {
         if self.on("NamespaceLifecycle") {
             namespace_lifecycle::admit(&self.context, request).await?;
         }
-        if self.on("LimitRanger") {
-            limit_ranger::admit(&self.context, request)?;
+        self.fill_in(request).await?;
+        if !self.on("MutatingAdmissionWebhook") {
+            return Ok(());
         }
-        if self.on("ServiceAccount") {
-            service_account::admit(&self.context, request).await?;
+        let mut round = webhooks::Round::default();
+        self.webhooks.mutate(&self.context, request, &mut round, false).await?;
+        if !round.changed {
+            return Ok(());
         }
-        self.run(MUTATING, request)
+        // What webhooks added may need filling in, and what that changed may concern webhooks: once more, no further.
+        let before = request.object.clone();
+        self.fill_in(request).await?;
+        if *request.object != before {
+            round.plugins_changed();
+        }
+        self.webhooks.mutate(&self.context, request, &mut round, true).await
     }
 
     async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
@@ -119,6 +143,9 @@ impl Admission for Chain {
             service_account::validate(request)?;
         }
         self.run(VALIDATING, request)?;
+        if self.on("ValidatingAdmissionWebhook") {
+            self.webhooks.validate(&self.context, request).await?;
+        }
         if self.on("ResourceQuota") {
             self.quotas.validate(&self.context, request).await?;
         }
