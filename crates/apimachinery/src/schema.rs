@@ -176,6 +176,8 @@ impl Field {
         }
         match self.schema.kind {
             Kind::Object(_) => true,
+            // A struct in Go, so `omitempty` does not leave it out.
+            Kind::Quantity => true,
             Kind::String | Kind::Bool | Kind::Int32 | Kind::Int64 | Kind::Double => !self.omit_empty(),
             _ => false,
         }
@@ -326,6 +328,7 @@ impl Schema {
         match &self.kind {
             Kind::String => Value::String(String::new()),
             Kind::Bool => Value::Bool(false),
+            Kind::Quantity => Value::String("0".into()),
             Kind::Int32 | Kind::Int64 | Kind::Double => Value::from(0),
             Kind::Object(fields) => {
                 let mut object = Map::new();

@@ -275,7 +275,6 @@ impl<'a> Reader<'a> {
                                         Value::Bool(b) => field.omit_empty() && !b,
                                         Value::Number(n) => {
                                             field.omit_empty()
-                                                && !matches!(field.schema.kind, Kind::IntOrString)
                                                 && (n.as_i64() == Some(0) || n.as_f64() == Some(0.0))
                                         }
                                         Value::Array(list) => field.omit_empty() && list.is_empty(),
