@@ -8,6 +8,7 @@ pub mod duration;
 pub mod field_path;
 pub mod names;
 pub mod object;
+pub mod patch;
 pub mod prune;
 pub mod quantity;
 pub mod resources;

@@ -1,0 +1,386 @@
+//! The three patch formats that need no knowledge of owners: JSON patch (RFC 6902), merge patch (RFC 7386) and
+//! strategic merge patch. Server-side apply is in [`crate::managed_fields`].
+
+use serde_json::{Map, Value};
+
+use crate::codec::{self, MediaType};
+use crate::schema::{Field, Kind, ListType, Schema};
+use crate::status::Status;
+
+/// More operations in one JSON patch are refused.
+pub const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
+
+/// What a patch that cannot be applied answers.
+fn unprocessable() -> Status {
+    Status {
+        code: 422,
+        reason: "Invalid".into(),
+        ..Status::bad_request("the server rejected our request due to an error in our request")
+    }
+}
+
+/// RFC 6902: a list of operations.
+pub fn json_patch(target: &Value, patch: &[u8]) -> Result<Value, Status> {
+    let patch: json_patch::Patch = serde_json::from_slice(patch)
+        .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+    if patch.0.len() > MAX_JSON_PATCH_OPERATIONS {
+        return Err(Status::request_entity_too_large(format!(
+            "The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPERATIONS}, got {}",
+            patch.0.len()
+        )));
+    }
+    let mut value = target.clone();
+    json_patch::patch(&mut value, &patch).map_err(|_| unprocessable())?;
+    Ok(value)
+}
+
+/// RFC 7386: objects are merged, null deletes, all else replaces.
+pub fn merge_patch(target: &Value, patch: &[u8]) -> Result<Value, Status> {
+    let patch = parse(patch)?;
+    let mut value = target.clone();
+    json_patch::merge(&mut value, &patch);
+    Ok(value)
+}
+
+/// Merges by the patch strategies and merge keys of the schema; understands the `$patch`, `$retainKeys`,
+/// `$setElementOrder/…` and `$deleteFromPrimitiveList/…` directives.
+pub fn strategic_merge_patch(target: &Value, patch: &[u8], schema: &Schema) -> Result<Value, Status> {
+    let patch = parse(patch)?;
+    let mut value = target.clone();
+    match (&mut value, patch) {
+        (Value::Object(target), Value::Object(patch)) => merge_object(target, patch, Some(schema))?,
+        (value, patch) => *value = patch,
+    }
+    Ok(value)
+}
+
+fn parse(patch: &[u8]) -> Result<Value, Status> {
+    let value = codec::decode_any(patch, MediaType::Yaml)
+        .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(Status::bad_request(
+            "error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}",
+        ))
+    }
+}
+
+const ORDER: &str = "$setElementOrder/";
+const DELETE: &str = "$deleteFromPrimitiveList/";
+
+fn merge_object(
+    target: &mut Map<String, Value>,
+    mut patch: Map<String, Value>,
+    schema: Option<&Schema>,
+) -> Result<(), Status> {
+    match patch.remove("$patch") {
+        None => {}
+        Some(Value::String(how)) => match how.as_str() {
+            "replace" => {
+                *target = without_directives(patch);
+                return Ok(());
+            }
+            "delete" => {
+                target.clear();
+                return Ok(());
+            }
+            "merge" => {}
+            other => return Err(Status::bad_request(format!("Unknown patch type found: {other}"))),
+        },
+        Some(other) => return Err(Status::bad_request(format!("unexpected patch type: {other}"))),
+    }
+    if let Some(keys) = patch.remove("$retainKeys") {
+        let Value::Array(keys) = keys else {
+            return Err(Status::bad_request("invalid patch format of retainKeys list"));
+        };
+        if patch.iter().any(|(k, v)| !v.is_null() && !k.starts_with('$') && !keys.iter().any(|x| x == k)) {
+            return Err(Status::bad_request("the retainKeys list must contain every field of the patch"));
+        }
+        target.retain(|key, _| keys.iter().any(|k| k == key));
+    }
+    // Directives about lists are named after the list; the list itself may be missing from the patch.
+    let mut orders = vec![];
+    let directives: Vec<String> = patch.keys().filter(|k| k.starts_with('$')).cloned().collect();
+    for name in directives {
+        let directive = patch.remove(&name).unwrap_or_default();
+        if let Some(list) = name.strip_prefix(ORDER) {
+            let Value::Array(order) = directive else {
+                return Err(Status::bad_request("invalid patch format of setElementOrder list"));
+            };
+            orders.push((list.to_owned(), order));
+        } else if let Some(list) = name.strip_prefix(DELETE) {
+            let Value::Array(gone) = directive else {
+                return Err(Status::bad_request("invalid patch format of primitive list"));
+            };
+            if let Some(Value::Array(items)) = target.get_mut(list) {
+                items.retain(|item| !gone.contains(item));
+            }
+        } else {
+            // A field that happens to begin with a dollar, such as `$ref`.
+            patch.insert(name, directive);
+        }
+    }
+    for (name, order) in orders {
+        let field = schema.and_then(|s| s.field(&name));
+        let additions = match patch.remove(&name) {
+            Some(Value::Array(list)) => list,
+            Some(other) => {
+                patch.insert(name, other);
+                continue;
+            }
+            None => vec![],
+        };
+        let current = match target.remove(&name) {
+            Some(Value::Array(list)) => list,
+            _ => vec![],
+        };
+        let key = field.map_or("", |f| f.patch_merge_key);
+        let before = current.clone();
+        let merged = merge_list(current, additions, field)?;
+        target.insert(name, Value::Array(reorder(merged, &order, &before, key)));
+    }
+    for (name, value) in patch {
+        let field = schema.and_then(|s| s.field(&name));
+        let member = schema.and_then(|s| s.member(&name));
+        match value {
+            Value::Null => {
+                target.remove(&name);
+            }
+            Value::Object(value) => {
+                let replaces = field.is_some_and(|f| f.patch_strategy == "replace");
+                match target.get_mut(&name) {
+                    Some(Value::Object(current)) if !replaces => merge_object(current, value, member)?,
+                    _ => {
+                        let mut fresh = Map::new();
+                        merge_object(&mut fresh, value, member)?;
+                        target.insert(name, Value::Object(fresh));
+                    }
+                }
+            }
+            Value::Array(value) => {
+                let merges = field.is_some_and(Field::merges);
+                let current = match target.remove(&name) {
+                    Some(Value::Array(list)) if merges => list,
+                    _ => vec![],
+                };
+                let list = if merges { merge_list(current, value, field)? } else { value };
+                target.insert(name, Value::Array(list));
+            }
+            scalar => {
+                target.insert(name, scalar);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn without_directives(patch: Map<String, Value>) -> Map<String, Value> {
+    patch
+        .into_iter()
+        .filter(|(k, v)| {
+            !v.is_null() && !k.starts_with(ORDER) && !k.starts_with(DELETE) && k != "$retainKeys"
+        })
+        .collect()
+}
+
+fn merge_list(
+    mut current: Vec<Value>,
+    patch: Vec<Value>,
+    field: Option<&Field>,
+) -> Result<Vec<Value>, Status> {
+    let Some(field) = field.filter(|f| f.merges()) else {
+        return Ok(patch);
+    };
+    let items = field.schema.items();
+    if !items.is_some_and(|s| matches!(s.kind, Kind::Object(_))) {
+        for value in patch {
+            if !current.contains(&value) {
+                current.push(value);
+            }
+        }
+        return Ok(current);
+    }
+    let key = field.patch_merge_key;
+    let directive = |v: &Value| v.get("$patch").and_then(Value::as_str).map(str::to_owned);
+    if patch.iter().any(|v| directive(v).as_deref() == Some("replace")) {
+        return Ok(patch
+            .into_iter()
+            .filter(|v| directive(v).as_deref() != Some("replace"))
+            .map(|v| match v {
+                Value::Object(map) => Value::Object(without_directives(map)),
+                other => other,
+            })
+            .collect());
+    }
+    for element in patch {
+        let Value::Object(mut element) = element else {
+            return Err(unprocessable());
+        };
+        let Some(id) = element.get(key).cloned() else {
+            return Err(Status::bad_request(format!(
+                "map: {} does not contain declared merge key: {key}",
+                Value::Object(element)
+            )));
+        };
+        let same = |v: &Value| v.get(key) == Some(&id);
+        match element.get("$patch").and_then(Value::as_str) {
+            Some("delete") => {
+                current.retain(|v| !same(v));
+                continue;
+            }
+            Some("merge") => {
+                element.remove("$patch");
+            }
+            _ => {}
+        }
+        match current.iter_mut().find(|v| same(v)) {
+            Some(Value::Object(existing)) => merge_object(existing, element, items)?,
+            _ => {
+                let mut fresh = Map::new();
+                merge_object(&mut fresh, element, items)?;
+                current.push(Value::Object(fresh));
+            }
+        }
+    }
+    Ok(current)
+}
+
+/// Sorts what `order` names as it says; the rest stays where the server had it relative to the others.
+fn reorder(list: Vec<Value>, order: &[Value], before: &[Value], key: &str) -> Vec<Value> {
+    let id = |v: &Value| if key.is_empty() { v.clone() } else { v.get(key).cloned().unwrap_or_default() };
+    let rank = |v: &Value| order.iter().position(|o| id(o) == id(v));
+    let (mut ordered, others): (Vec<Value>, Vec<Value>) = list.into_iter().partition(|v| rank(v).is_some());
+    ordered.sort_by_key(|v| rank(v));
+    let server_rank = |v: &Value| before.iter().position(|b| id(b) == id(v));
+    let mut others = others.into_iter().peekable();
+    let mut ordered = ordered.into_iter().peekable();
+    let mut out = vec![];
+    loop {
+        match (others.peek(), ordered.peek()) {
+            (Some(other), Some(one)) => {
+                let first = match (server_rank(other), server_rank(one)) {
+                    (Some(a), Some(b)) => a < b,
+                    _ => false,
+                };
+                out.extend(if first { others.next() } else { ordered.next() });
+            }
+            (Some(_), None) => out.extend(others.next()),
+            (None, Some(_)) => out.extend(ordered.next()),
+            (None, None) => return out,
+        }
+    }
+}
+
+/// Whether lists of this schema are merged by keys.
+pub fn list_keys(schema: &Schema) -> Option<&[std::borrow::Cow<'static, str>]> {
+    match &schema.kind {
+        Kind::List(_, ListType::Map(keys)) => Some(keys),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+    use serde_json::json;
+
+    #[test]
+    fn strategic() {
+        let schema = schema::for_kind("", "v1", "Pod").unwrap();
+        let pod = json!({"metadata": {"name": "x", "labels": {"a": "1", "b": "2"}, "finalizers": ["f", "g"]},
+            "spec": {"nodeName": "n", "containers": [
+                {"name": "a", "image": "1", "args": ["x"], "ports": [{"containerPort": 80}]},
+                {"name": "b", "image": "1"}],
+                "volumes": [{"name": "v", "emptyDir": {}}], "nodeSelector": {"x": "y"}}});
+        for (patch, pointer, want) in [
+            (
+                json!({"metadata": {"labels": {"a": null, "c": "3"}}}),
+                "/metadata/labels",
+                json!({"b": "2", "c": "3"}),
+            ),
+            (json!({"spec": {"nodeName": null}}), "/spec/nodeName", Value::Null),
+            (
+                json!({"spec": {"containers": [{"name": "b", "image": "2"}, {"name": "c"}]}}),
+                "/spec/containers",
+                json!([{"name": "a", "image": "1", "args": ["x"], "ports": [{"containerPort": 80}]},
+                    {"name": "b", "image": "2"}, {"name": "c"}]),
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "a", "$patch": "delete"}]}}),
+                "/spec/containers",
+                json!([{"name": "b", "image": "1"}]),
+            ),
+            (
+                json!({"spec": {"containers": [{"$patch": "replace"}, {"name": "z"}]}}),
+                "/spec/containers",
+                json!([{"name": "z"}]),
+            ),
+            (
+                json!({"spec": {"$setElementOrder/containers": [{"name": "c"}, {"name": "b"}, {"name": "a"}],
+                    "containers": [{"name": "c"}]}}),
+                "/spec/containers",
+                json!([{"name": "c"}, {"name": "b", "image": "1"},
+                    {"name": "a", "image": "1", "args": ["x"], "ports": [{"containerPort": 80}]}]),
+            ),
+            (
+                json!({"spec": {"volumes": [{"name": "v", "$retainKeys": ["name", "configMap"], "configMap": {"name": "c"}}]}}),
+                "/spec/volumes",
+                json!([{"name": "v", "configMap": {"name": "c"}}]),
+            ),
+            (
+                json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["f"], "finalizers": ["h"]}}),
+                "/metadata/finalizers",
+                json!(["g", "h"]),
+            ),
+            (
+                json!({"spec": {"nodeSelector": {"$patch": "replace", "q": "r"}}}),
+                "/spec/nodeSelector",
+                json!({"q": "r"}),
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "a", "args": ["y"], "ports": [{"containerPort": 81}]}]}}),
+                "/spec/containers/0",
+                json!({"name": "a", "image": "1", "args": ["y"], "ports": [{"containerPort": 80}, {"containerPort": 81}]}),
+            ),
+            (
+                json!({"spec": {"affinity": {"nodeAffinity": null, "podAffinity": {}}}}),
+                "/spec/affinity",
+                json!({"podAffinity": {}}),
+            ),
+        ] {
+            let patched = strategic_merge_patch(&pod, patch.to_string().as_bytes(), schema).unwrap();
+            assert_eq!(patched.pointer(pointer).cloned().unwrap_or_default(), want, "{patch}");
+        }
+        for (bad, code) in [("[]", 400), ("{", 400), (r#"{"spec":{"containers":[{"image":"x"}]}}"#, 400)] {
+            assert_eq!(strategic_merge_patch(&pod, bad.as_bytes(), schema).unwrap_err().code, code, "{bad}");
+        }
+    }
+
+    #[test]
+    fn json_and_merge() {
+        let target = json!({"a": {"b": 1, "c": [1, 2]}});
+        for (patch, want) in [
+            (
+                r#"[{"op":"replace","path":"/a/b","value":2},{"op":"add","path":"/a/c/-","value":3}]"#,
+                json!({"a": {"b": 2, "c": [1, 2, 3]}}),
+            ),
+            (r#"[{"op":"test","path":"/a/b","value":1},{"op":"remove","path":"/a"}]"#, json!({})),
+        ] {
+            assert_eq!(json_patch(&target, patch.as_bytes()).unwrap(), want);
+        }
+        for (patch, code) in [
+            (r#"[{"op":"test","path":"/a/b","value":2}]"#, 422),
+            (r#"[{"op":"remove","path":"/x"}]"#, 422),
+            (r#"[{"op":"x"}]"#, 400),
+            ("{}", 400),
+        ] {
+            assert_eq!(json_patch(&target, patch.as_bytes()).unwrap_err().code, code, "{patch}");
+        }
+        assert_eq!(
+            merge_patch(&target, br#"{"a":{"b":null,"c":[3]},"d":"e"}"#).unwrap(),
+            json!({"a": {"c": [3]}, "d": "e"})
+        );
+    }
+}
