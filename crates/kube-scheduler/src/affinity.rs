@@ -28,7 +28,9 @@ pub fn term_matches(term: &NodeSelectorTerm, node: &Node) -> bool {
         };
         Requirement::new(key, operator, values.clone().unwrap_or_default()).is_ok_and(|r| r.matches(value))
     };
-    expressions.iter().all(|e| holds(&e.key, &e.operator, &e.values, node.labels.get(&e.key).map(String::as_str)))
+    expressions
+        .iter()
+        .all(|e| holds(&e.key, &e.operator, &e.values, node.labels.get(&e.key).map(String::as_str)))
         && fields.iter().all(|e| {
             e.key == "metadata.name" && holds("name", &e.operator, &e.values, Some(node.name.as_str()))
         })
@@ -58,7 +60,8 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         "Exists" => true,
         "Equal" | "" => {
             !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
+                && toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default()
         }
         _ => false,
     }
@@ -136,18 +139,26 @@ impl PodTerms {
         let mut out = PodTerms::default();
         let Some(affinity) = &pod.affinity else { return out };
         if let Some(a) = &affinity.pod_affinity {
-            let required = a.required_during_scheduling_ignored_during_execution.as_deref().unwrap_or_default();
+            let required =
+                a.required_during_scheduling_ignored_during_execution.as_deref().unwrap_or_default();
             out.required = required.iter().map(|t| PodTerm::parse(t, 0, pod)).collect();
-            let preferred = a.preferred_during_scheduling_ignored_during_execution.as_deref().unwrap_or_default();
-            out.preferred =
-                preferred.iter().map(|t| PodTerm::parse(&t.pod_affinity_term, t.weight.into(), pod)).collect();
+            let preferred =
+                a.preferred_during_scheduling_ignored_during_execution.as_deref().unwrap_or_default();
+            out.preferred = preferred
+                .iter()
+                .map(|t| PodTerm::parse(&t.pod_affinity_term, t.weight.into(), pod))
+                .collect();
         }
         if let Some(a) = &affinity.pod_anti_affinity {
-            let required = a.required_during_scheduling_ignored_during_execution.as_deref().unwrap_or_default();
+            let required =
+                a.required_during_scheduling_ignored_during_execution.as_deref().unwrap_or_default();
             out.required_anti = required.iter().map(|t| PodTerm::parse(t, 0, pod)).collect();
-            let preferred = a.preferred_during_scheduling_ignored_during_execution.as_deref().unwrap_or_default();
-            out.preferred_anti =
-                preferred.iter().map(|t| PodTerm::parse(&t.pod_affinity_term, t.weight.into(), pod)).collect();
+            let preferred =
+                a.preferred_during_scheduling_ignored_during_execution.as_deref().unwrap_or_default();
+            out.preferred_anti = preferred
+                .iter()
+                .map(|t| PodTerm::parse(&t.pod_affinity_term, t.weight.into(), pod))
+                .collect();
         }
         out
     }

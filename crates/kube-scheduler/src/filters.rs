@@ -75,8 +75,7 @@ impl<'a> Context<'a> {
                 }
             }
         }
-        let self_match =
-            !terms.required.is_empty() && terms.required.iter().all(|t| t.matches(pod, labels));
+        let self_match = !terms.required.is_empty() && terms.required.iter().all(|t| t.matches(pod, labels));
         let spread = pod
             .spread
             .iter()
@@ -206,7 +205,11 @@ fn pod_topology_spread(context: &Context<'_>, node: &Node) -> Verdict {
     const REASON: &str = "node(s) didn't match pod topology spread constraints";
     for spread in &context.spread {
         let Some(value) = node.labels.get(&spread.constraint.topology_key) else {
-            return Err(Rejection::new("PodTopologySpread", format!("{REASON} (missing required label)"), false));
+            return Err(Rejection::new(
+                "PodTopologySpread",
+                format!("{REASON} (missing required label)"),
+                false,
+            ));
         };
         let here = spread.counts.get(value).copied().unwrap_or(0);
         if here + spread.self_match - spread.least() > spread.constraint.max_skew {
@@ -231,7 +234,11 @@ fn inter_pod_affinity(context: &Context<'_>, node: &Node) -> Verdict {
     }
     for (term, counts) in terms.required_anti.iter().zip(&context.anti_affinity) {
         if value(&term.topology_key).is_some_and(|v| counts.get(v).is_some_and(|n| *n > 0)) {
-            return Err(Rejection::new("InterPodAffinity", "node(s) didn't match pod anti-affinity rules", true));
+            return Err(Rejection::new(
+                "InterPodAffinity",
+                "node(s) didn't match pod anti-affinity rules",
+                true,
+            ));
         }
     }
     let forbidden = |(key, v): &(String, String)| value(key) == Some(v);

@@ -64,8 +64,12 @@ impl Node {
             .get("pods")
             .and_then(|q| apimachinery::quantity::Quantity::parse(q).ok())
             .map_or(0, |q| q.value());
-        self.images =
-            raw.status.images.into_iter().flat_map(|i| i.names.into_iter().map(move |n| (n, i.size_bytes))).collect();
+        self.images = raw
+            .status
+            .images
+            .into_iter()
+            .flat_map(|i| i.names.into_iter().map(move |n| (n, i.size_bytes)))
+            .collect();
         self.known = true;
         Ok(())
     }

@@ -172,7 +172,8 @@ impl Pod {
         let overhead = Resources::from_map(&spec.overhead);
         requests.add(&overhead);
         nonzero.add(&overhead);
-        let scheduled = raw.status.conditions.iter().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+        let scheduled =
+            raw.status.conditions.iter().find(|c| c.type_ == "PodScheduled" && c.status == "False");
         let containers = || spec.containers.iter().chain(&spec.init_containers);
         Ok(Pod {
             host_ports: containers()

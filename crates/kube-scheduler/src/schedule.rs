@@ -55,7 +55,8 @@ impl Unschedulable {
             for reason in self.rejections.iter().flat_map(|(_, r)| &r.reasons) {
                 *counts.entry(reason).or_default() += 1;
             }
-            let mut reasons: Vec<String> = counts.into_iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+            let mut reasons: Vec<String> =
+                counts.into_iter().map(|(reason, n)| format!("{n} {reason}")).collect();
             reasons.sort();
             if !reasons.is_empty() {
                 text += &format!(" {}.", reasons.join(", "));

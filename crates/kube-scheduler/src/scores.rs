@@ -53,7 +53,11 @@ fn node_affinity(pod: &Pod, nodes: &[&Node]) -> Vec<i64> {
         .and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref())
         .unwrap_or_default();
     let sum = |node: &&Node| {
-        preferred.iter().filter(|p| affinity::term_matches(&p.preference, node)).map(|p| i64::from(p.weight)).sum()
+        preferred
+            .iter()
+            .filter(|p| affinity::term_matches(&p.preference, node))
+            .map(|p| i64::from(p.weight))
+            .sum()
     };
     normalize(nodes.iter().map(sum).collect(), false)
 }
@@ -124,12 +128,15 @@ fn pod_topology_spread(context: &Context<'_>, pod: &Pod, nodes: &[&Node]) -> Vec
     let raw: Vec<Option<f64>> = nodes
         .iter()
         .map(|node| {
-            counts.iter().map(|(c, counts)| {
-                let value = node.labels.get(&c.topology_key)?;
-                let here = counts.counts.get(value).copied().unwrap_or(0) as f64;
-                let weight = ((counts.counts.len() + 2) as f64).ln();
-                Some(here * weight + (c.max_skew - 1) as f64)
-            }).sum()
+            counts
+                .iter()
+                .map(|(c, counts)| {
+                    let value = node.labels.get(&c.topology_key)?;
+                    let here = counts.counts.get(value).copied().unwrap_or(0) as f64;
+                    let weight = ((counts.counts.len() + 2) as f64).ln();
+                    Some(here * weight + (c.max_skew - 1) as f64)
+                })
+                .sum()
         })
         .collect();
     let known = raw.iter().flatten().map(|s| s.round() as i64);
@@ -152,7 +159,8 @@ fn inter_pod_affinity(context: &Context<'_>, pod: &Pod, nodes: &[&Node]) -> Vec<
     let mut weights: HashMap<(&str, &str), i64> = HashMap::new();
     for node in &context.snapshot.nodes {
         for other in node.pods.iter().filter(|o| o.uid != pod.uid) {
-            let signed = terms.preferred.iter().map(|t| (t, 1)).chain(terms.preferred_anti.iter().map(|t| (t, -1)));
+            let signed =
+                terms.preferred.iter().map(|t| (t, 1)).chain(terms.preferred_anti.iter().map(|t| (t, -1)));
             for (term, sign) in signed {
                 if let Some(value) = node.labels.get(&term.topology_key)
                     && term.matches(other, labels)
@@ -164,7 +172,13 @@ fn inter_pod_affinity(context: &Context<'_>, pod: &Pod, nodes: &[&Node]) -> Vec<
     }
     let sums: Vec<i64> = nodes
         .iter()
-        .map(|n| weights.iter().filter(|((k, v), _)| n.labels.get(*k).is_some_and(|l| l == v)).map(|(_, w)| w).sum())
+        .map(|n| {
+            weights
+                .iter()
+                .filter(|((k, v), _)| n.labels.get(*k).is_some_and(|l| l == v))
+                .map(|(_, w)| w)
+                .sum()
+        })
         .collect();
     let (min, max) = (sums.iter().copied().min().unwrap_or(0), sums.iter().copied().max().unwrap_or(0));
     sums.iter().map(|s| if max == min { 0 } else { MAX * (s - min) / (max - min) }).collect()

@@ -45,7 +45,8 @@ impl Snapshot {
     /// The node is gone; pods still assigned to it stay known until they go too.
     pub fn remove_node(&mut self, name: &str) {
         if let Some(i) = self.by_name.get(name).copied() {
-            let old = std::mem::replace(&mut self.nodes[i], Node { name: name.to_owned(), ..Node::default() });
+            let old =
+                std::mem::replace(&mut self.nodes[i], Node { name: name.to_owned(), ..Node::default() });
             for pod in old.pods {
                 self.nodes[i].add(pod);
             }
@@ -93,8 +94,7 @@ impl Snapshot {
 }
 
 pub fn has_anti_affinity(pod: &Pod) -> bool {
-    pod.affinity
-        .as_ref()
-        .and_then(|a| a.pod_anti_affinity.as_ref())
-        .is_some_and(|a| a.required_during_scheduling_ignored_during_execution.as_ref().is_some_and(|t| !t.is_empty()))
+    pod.affinity.as_ref().and_then(|a| a.pod_anti_affinity.as_ref()).is_some_and(|a| {
+        a.required_during_scheduling_ignored_during_execution.as_ref().is_some_and(|t| !t.is_empty())
+    })
 }
