@@ -5,6 +5,7 @@ use apimachinery::object::Encoded;
 use apimachinery::status::Status;
 use serde_json::{Value, json};
 
+use super::pod_resources::amounts;
 use super::{Context, array, creates, items, object, refuse, writes};
 use crate::seams::{AdmissionRequest, Operation};
 
@@ -112,6 +113,34 @@ pub(super) fn protection_finalizers(_: &Context, request: &mut AdmissionRequest<
         finalizers.push(json!(finalizer));
     }
     Ok(())
+}
+
+/// Claims grow only when they are bound and their class allows it.
+pub(super) fn claim_resize(context: &Context, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+    let Some(old) = request.old_object else { return Ok(()) };
+    if !writes(request, "", "persistentvolumeclaims") {
+        return Ok(());
+    }
+    let size = |claim: &Value| amounts(&claim["spec"]["resources"]["requests"]).get("storage").copied();
+    match (size(request.object), size(old)) {
+        (Some(new), Some(old)) if new > old => {}
+        _ => return Ok(()),
+    }
+    if old["status"]["phase"] != "Bound" {
+        return Err(refuse(request, "Only bound persistent volume claims can be expanded"));
+    }
+    let annotation = &request.object["metadata"]["annotations"]["volume.beta.kubernetes.io/storage-class"];
+    let class = annotation.as_str().or_else(|| request.object["spec"]["storageClassName"].as_str());
+    let class = class.and_then(|name| context.objects.get(STORAGE, "storageclasses", "", name));
+    let allows = class.and_then(|c| serde_json::from_slice::<Value>(&c.body).ok());
+    if allows.is_some_and(|c| c["allowVolumeExpansion"] == true) {
+        return Ok(());
+    }
+    Err(refuse(
+        request,
+        "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support \
+         resize",
+    ))
 }
 
 pub(super) fn runtime_class(context: &Context, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {

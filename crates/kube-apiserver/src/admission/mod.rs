@@ -3,11 +3,14 @@
 //! Plugins run in upstream's order. Most are plain functions over the request and the caches; the few that wait for
 //! something are called by name in [`Chain`].
 
+mod certificates;
 mod conditions;
 mod defaults;
 mod limit_ranger;
 pub mod matching;
 mod namespace_lifecycle;
+mod node_restriction;
+mod owner_references;
 pub mod pod_resources;
 mod priority;
 pub mod quota;
@@ -38,6 +41,7 @@ type Plugin = fn(&Context, &mut AdmissionRequest<'_>) -> Result<(), Status>;
 
 /// Plugins by upstream's name, in upstream's order.
 const MUTATING: &[(&str, Plugin)] = &[
+    ("NodeRestriction", node_restriction::admit),
     ("TaintNodesByCondition", defaults::taint_new_nodes),
     ("Priority", priority::admit),
     ("DefaultTolerationSeconds", defaults::toleration_seconds),
@@ -48,8 +52,16 @@ const MUTATING: &[(&str, Plugin)] = &[
     ("PodTopologyLabels", defaults::topology_labels),
 ];
 
-const VALIDATING: &[(&str, Plugin)] =
-    &[("LimitRanger", limit_ranger::validate), ("Priority", priority::validate)];
+const VALIDATING: &[(&str, Plugin)] = &[
+    ("LimitRanger", limit_ranger::validate),
+    ("Priority", priority::validate),
+    ("OwnerReferencesPermissionEnforcement", owner_references::validate),
+    ("PersistentVolumeClaimResize", defaults::claim_resize),
+    ("CertificateApproval", certificates::approval),
+    ("CertificateSigning", certificates::signing),
+    ("ClusterTrustBundleAttest", certificates::attest),
+    ("CertificateSubjectRestriction", certificates::subject_restriction),
+];
 
 /// Plugins that run unless they are disabled.
 pub const DEFAULT_PLUGINS: &[&str] = &[
@@ -139,6 +151,7 @@ impl Admission for Chain {
     }
 
     async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        authorization::escalation::check(&self.context.authorizers, request)?;
         if self.on("ServiceAccount") {
             service_account::validate(request)?;
         }
