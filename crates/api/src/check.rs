@@ -28,7 +28,7 @@ pub trait Report {
     /// Reports a text that is none of `supported` (which is in the order to be shown).
     fn one_of(&mut self, path: &Path<'_>, value: &str, supported: &[&str]);
     fn not_negative(&mut self, path: &Path<'_>, value: i64);
-    fn positive(&mut self, path: &Path<'_>, value: i64);
+    fn positive_value(&mut self, path: &Path<'_>, value: i64);
     /// Reports what has changed though it may not.
     fn immutable(&mut self, path: &Path<'_>, new: &Value, old: &Value);
 }
@@ -97,9 +97,9 @@ impl Report for Errors {
         }
     }
 
-    fn positive(&mut self, path: &Path<'_>, value: i64) {
+    fn positive_value(&mut self, path: &Path<'_>, value: i64) {
         if value <= 0 {
-            self.invalid(path, value, "must be greater than 0");
+            self.invalid(path, value, "must be greater than zero");
         }
     }
 

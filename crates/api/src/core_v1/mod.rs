@@ -16,6 +16,7 @@ pub mod node;
 pub mod persistent_volume;
 pub mod pod;
 pub mod replication_controller;
+pub mod resources;
 pub mod service;
 
 /// A label of the form `said` that is stored under the same name.
@@ -45,6 +46,11 @@ pub static RULES: &[Rules] = &[
     Rules {
         resource: "pods",
         defaults: pod::defaults::pod,
+        validate: pod::validation::create,
+        validate_update: pod::validation::update,
+        validate_status_update: pod::validation::status_update,
+        validate_subresource: Some(pod::validation::subresource),
+        warnings: pod::validation::warnings,
         generation: &["spec"],
         prepare_for_create: pod::prepare_for_create,
         prepare_for_status_update: pod::prepare_for_status_update,
@@ -173,6 +179,8 @@ pub static RULES: &[Rules] = &[
     Rules {
         resource: "persistentvolumes",
         defaults: persistent_volume::defaults,
+        validate: persistent_volume::validate_volume,
+        validate_update: persistent_volume::validate_volume_update,
         prepare_for_create: persistent_volume::prepare_for_create,
         namespaced: false,
         fields: name_field,
@@ -182,6 +190,9 @@ pub static RULES: &[Rules] = &[
     Rules {
         resource: "persistentvolumeclaims",
         defaults: persistent_volume::claim_defaults,
+        validate: persistent_volume::validate_claim,
+        validate_update: persistent_volume::validate_claim_update,
+        validate_status_update: persistent_volume::validate_claim_status,
         prepare_for_create: |claim| {
             persistent_volume::prepare_claim(claim);
             claim.put("status.phase", "Pending");

@@ -2,7 +2,13 @@
 
 use serde_json::Value;
 
-use crate::value::{Read, Write};
+use crate::check::{self, Report};
+use crate::core_v1::pod::{scheduling, volume};
+use crate::equality;
+use crate::meta;
+use crate::path::Path;
+use crate::strategy::Errors;
+use crate::value::{Read, Write, quantity};
 
 /// A data source said in one of the two fields is said in both, where both can say it.
 pub fn prepare_claim(claim: &mut Value) {
@@ -44,4 +50,330 @@ pub fn claim_defaults(claim: &mut Value) {
 /// What claims and templates of claims share.
 pub fn claim_spec_defaults(claim: &mut Value) {
     claim.put_default("spec.volumeMode", "Filesystem");
+}
+
+/// Names of CSI drivers.
+pub fn driver_name(errors: &mut Errors, name: &str, path: &Path<'_>) {
+    if name.is_empty() {
+        errors.required(path, "");
+        return;
+    }
+    if name.len() > 63 {
+        errors.too_long(path, 63);
+    }
+    errors.invalid_each(path, name, check::dns1123_subdomain(&name.to_lowercase()));
+}
+
+fn access_modes(errors: &mut Errors, modes: &[Value], path: &Path<'_>) {
+    let supported = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+    for mode in modes {
+        errors.one_of(path, mode.as_str().unwrap_or_default(), &supported);
+    }
+    let alone = modes.iter().any(|m| m == "ReadWriteOncePod");
+    if alone && modes.iter().any(|m| m != "ReadWriteOncePod") {
+        errors.forbidden(path, "may not use ReadWriteOncePod with other access modes");
+    }
+}
+
+fn positive_amount(errors: &mut Errors, value: &Value, path: &Path<'_>) {
+    if let Some(q) = quantity(value)
+        && q.sign() <= 0
+    {
+        errors.invalid(path, q.to_string(), "must be greater than zero");
+    }
+}
+
+fn class_name(errors: &mut Errors, spec: &Value, name: &str, path: &Path<'_>) {
+    let class = spec.text(name);
+    if !class.is_empty() {
+        errors.invalid_each(&path.child(name), class, check::dns1123_subdomain(class));
+    }
+}
+
+/// The spec of a claim or of a template of claims.
+pub fn claim_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    let modes = spec.list("accessModes");
+    if modes.is_empty() {
+        errors.required(&path.child("accessModes"), "at least 1 access mode is required");
+    }
+    meta::label_selector(errors, spec.at("selector"), &path.child("selector"));
+    access_modes(errors, modes, &path.child("accessModes"));
+    let resources = path.child("resources");
+    match spec.at("resources.requests.storage") {
+        Value::Null => errors.required(&resources.key("storage"), ""),
+        storage => positive_amount(errors, storage, &resources.key("storage")),
+    }
+    class_name(errors, spec, "storageClassName", path);
+    if spec.has("volumeMode") {
+        errors.one_of(&path.child("volumeMode"), spec.text("volumeMode"), &["Block", "Filesystem"]);
+    }
+    for name in ["dataSource", "dataSourceRef"] {
+        let source = spec.get_or_null(name);
+        if source.is_null() {
+            continue;
+        }
+        let path = path.child(name);
+        for member in ["name", "kind"] {
+            if source.text(member).is_empty() {
+                errors.required(&path.child(member), "");
+            }
+        }
+        if source.text("apiGroup").is_empty() && source.text("kind") != "PersistentVolumeClaim" {
+            errors.invalid(
+                &path,
+                source.text("kind"),
+                "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
+            );
+        }
+    }
+    class_name(errors, spec, "volumeAttributesClassName", path);
+}
+
+pub fn validate_claim(claim: &Value) -> Errors {
+    let mut errors = Errors::new();
+    claim_spec(&mut errors, claim.at("spec"), &Path::new("spec"));
+    errors
+}
+
+pub fn validate_claim_update(new: &Value, old: &Value) -> Errors {
+    let mut errors = validate_claim(new);
+    let spec_path = Path::new("spec");
+    let bound = new.text("status.phase") == "Bound";
+    let (mut now, was) = (new.at("spec").clone(), old.at("spec"));
+    if was.text("volumeName").is_empty() {
+        now.remove("volumeName");
+    }
+    // A class may be given to a claim that had none.
+    if !was.has("storageClassName") {
+        now.remove("storageClassName");
+    }
+    if bound {
+        now.copy_from(was, "resources.requests.storage");
+        now.copy_from(was, "volumeAttributesClassName");
+    }
+    if !equality::same(&now, was) {
+        errors.forbidden(
+            &spec_path,
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+        );
+    }
+    let size = |v: &Value, path: &str| quantity(v.at(path));
+    if let (Some(now), Some(was)) =
+        (size(new, "spec.resources.requests.storage"), size(old, "spec.resources.requests.storage"))
+        && now < was
+        && size(old, "status.capacity.storage").is_some_and(|have| now <= have)
+    {
+        let resources = spec_path.child("resources");
+        errors.forbidden(
+            &resources.child("requests").child("storage"),
+            "field can not be less than status.capacity",
+        );
+    }
+    errors.immutable(&Path::new("volumeMode"), new.at("spec.volumeMode"), was.at("volumeMode"));
+    if old.has("status.currentVolumeAttributesClassName") {
+        let path = spec_path.child("volumeAttributesClassName");
+        if !new.has("spec.volumeAttributesClassName") {
+            errors.forbidden(
+                &path,
+                "update to nil is forbidden when status.currentVolumeAttributesClassName is not nil",
+            );
+        } else if new.text("spec.volumeAttributesClassName").is_empty() {
+            errors.forbidden(
+                &path,
+                "update to empty string is forbidden when status.currentVolumeAttributesClassName is not nil",
+            );
+        }
+    }
+    errors
+}
+
+pub fn validate_claim_status(new: &Value, _: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let status = Path::new("status");
+    let path = status.child("capacity");
+    for (resource, value) in new.entries("status.capacity") {
+        if let Some(q) = quantity(value).filter(|q| q.sign() < 0) {
+            errors.invalid(&path.key(resource), q.to_string(), "must be a valid resource quantity");
+        }
+    }
+    errors
+}
+
+/// Where the bytes of a persistent volume are.
+const SOURCES: [&str; 22] = [
+    "hostPath",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "glusterfs",
+    "flocker",
+    "nfs",
+    "rbd",
+    "quobyte",
+    "cephfs",
+    "iscsi",
+    "cinder",
+    "fc",
+    "flexVolume",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "scaleIO",
+    "local",
+    "storageos",
+    "csi",
+];
+
+pub fn validate_volume(volume: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let path = Path::new("spec");
+    let spec = volume.at("spec");
+    let modes = spec.list("accessModes");
+    if modes.is_empty() {
+        errors.required(&path.child("accessModes"), "");
+    }
+    access_modes(&mut errors, modes, &path.child("accessModes"));
+    let capacity = path.child("capacity");
+    let amounts = spec.entries("capacity").count();
+    if amounts == 0 {
+        errors.required(&capacity, "");
+    }
+    if !spec.has("capacity.storage") || amounts > 1 {
+        errors.not_supported(&capacity, spec.at("capacity").clone(), &["storage"]);
+    }
+    for (resource, value) in spec.entries("capacity") {
+        positive_amount(&mut errors, value, &capacity.key(resource));
+    }
+    let policy = spec.text("persistentVolumeReclaimPolicy");
+    if !policy.is_empty() {
+        errors.one_of(&path.child("persistentVolumeReclaimPolicy"), policy, &["Delete", "Recycle", "Retain"]);
+    }
+    let affinity = spec.at("nodeAffinity.required");
+    if spec.has("nodeAffinity") {
+        let path = path.child("nodeAffinity");
+        if affinity.is_null() {
+            errors.required(&path.child("required"), "must specify required node constraints");
+        } else {
+            scheduling::node_selector(&mut errors, affinity, &path.child("required"));
+        }
+    }
+    let mut found = false;
+    for kind in SOURCES {
+        let source = spec.get_or_null(kind);
+        if source.is_null() {
+            continue;
+        }
+        let path = path.child(kind);
+        if found {
+            errors.forbidden(&path, "may not specify more than 1 volume type");
+            continue;
+        }
+        found = true;
+        match kind {
+            "hostPath" => volume::host_path(&mut errors, source, &path),
+            "nfs" => volume::nfs(&mut errors, source, &path),
+            "local" => {
+                if source.text("path").is_empty() {
+                    errors.required(&path.child("path"), "");
+                } else {
+                    volume::no_backsteps(&mut errors, source.text("path"), &path.child("path"));
+                }
+                if affinity.is_null() {
+                    let spec = Path::new("spec");
+                    errors.required(&spec.child("nodeAffinity"), "Local volume requires node affinity");
+                }
+            }
+            "csi" => {
+                driver_name(&mut errors, source.text("driver"), &path.child("driver"));
+                if source.text("volumeHandle").is_empty() {
+                    errors.required(&path.child("volumeHandle"), "");
+                }
+            }
+            _ => {}
+        }
+    }
+    if !found {
+        errors.required(&path, "must specify a volume type");
+    }
+    if spec.text("hostPath.path") == "/" && policy == "Recycle" {
+        errors.forbidden(
+            &path.child("persistentVolumeReclaimPolicy"),
+            "may not be 'recycle' for a hostPath mount of '/'",
+        );
+    }
+    class_name(&mut errors, spec, "storageClassName", &path);
+    if spec.has("volumeMode") {
+        errors.one_of(&path.child("volumeMode"), spec.text("volumeMode"), &["Block", "Filesystem"]);
+    }
+    class_name(&mut errors, spec, "volumeAttributesClassName", &path);
+    errors
+}
+
+pub fn validate_volume_update(new: &Value, old: &Value) -> Errors {
+    let mut errors = validate_volume(new);
+    let spec = Path::new("spec");
+    let mut now = new.at("spec").clone();
+    if !old.has("spec.csi.controllerExpandSecretRef") {
+        now.remove("csi.controllerExpandSecretRef");
+    }
+    if SOURCES.iter().any(|kind| !equality::same_at(&now, old.at("spec"), kind)) {
+        errors.forbidden(
+            &spec.child("persistentvolumesource"),
+            "spec.persistentvolumesource is immutable after creation",
+        );
+    }
+    errors.immutable(&Path::new("volumeMode"), new.at("spec.volumeMode"), old.at("spec.volumeMode"));
+    if old.has("spec.nodeAffinity") {
+        errors.immutable(
+            &Path::new("nodeAffinity"),
+            new.at("spec.nodeAffinity"),
+            old.at("spec.nodeAffinity"),
+        );
+    }
+    if old.has("spec.volumeAttributesClassName") && !new.has("spec.volumeAttributesClassName") {
+        errors.forbidden(
+            &spec.child("volumeAttributesClassName"),
+            "update from non-nil value to nil is forbidden",
+        );
+    }
+    errors
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn texts(errors: &Errors) -> Vec<String> {
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn claims() {
+        let claim = json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+        assert_eq!(texts(&validate_claim(&claim)), Vec::<String>::new());
+        assert_eq!(
+            texts(&validate_claim(&json!({"spec": {"accessModes": ["X"]}}))),
+            [
+                "spec.accessModes: Unsupported value: \"X\": supported values: \"ReadOnlyMany\", \"ReadWriteMany\", \"ReadWriteOnce\", \"ReadWriteOncePod\"",
+                "spec.resources[storage]: Required value",
+            ]
+        );
+        let mut bigger = claim.clone();
+        bigger["spec"]["resources"]["requests"]["storage"] = json!("2Gi");
+        assert_eq!(validate_claim_update(&bigger, &claim).len(), 1);
+        bigger["status"] = json!({"phase": "Bound"});
+        assert_eq!(texts(&validate_claim_update(&bigger, &claim)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn volumes() {
+        let volume = json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "local": {"path": "/x"}}});
+        assert_eq!(
+            texts(&validate_volume(&volume)),
+            ["spec.nodeAffinity: Required value: Local volume requires node affinity"]
+        );
+    }
 }

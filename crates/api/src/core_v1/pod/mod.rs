@@ -1,6 +1,10 @@
 //! Pods.
 
+pub mod container;
 pub mod defaults;
+pub mod scheduling;
+pub mod validation;
+pub mod volume;
 
 use apimachinery::quantity::Quantity;
 use serde_json::{Value, json};

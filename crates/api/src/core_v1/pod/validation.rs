@@ -1,0 +1,1033 @@
+//! Whether a pod makes sense, and what may change while it lives.
+
+use serde_json::Value;
+
+use super::container::{self, Context};
+use super::{scheduling, volume};
+use crate::check::{self, Report};
+use crate::core_v1::resources;
+use crate::equality;
+use crate::meta;
+use crate::path::Path;
+use crate::strategy::Errors;
+use crate::value::{Read, Write};
+
+const MAX_DEADLINE: i64 = i32::MAX as i64;
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+pub fn create(pod: &Value) -> Errors {
+    let mut errors = metadata_and_spec(pod);
+    let path = Path::new("spec");
+    let spec = pod.at("spec");
+    if !spec.list("ephemeralContainers").is_empty() {
+        errors.forbidden(&path.child("ephemeralContainers"), "cannot be set on create");
+    }
+    if !spec.text("nodeName").is_empty() && !spec.list("schedulingGates").is_empty() {
+        errors
+            .forbidden(&path.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
+    }
+    errors
+}
+
+fn metadata_and_spec(pod: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let path = Path::new("spec");
+    let spec = pod.at("spec");
+    annotations(&mut errors, pod);
+    self::spec(&mut errors, spec, pod.text("metadata.name"), true, &path);
+    if spec.text("serviceAccountName").is_empty() {
+        for (i, volume) in spec.list("volumes").iter().enumerate() {
+            for (j, source) in volume.list("projected.sources").iter().enumerate() {
+                if source.has("serviceAccountToken") {
+                    let volumes = path.child("volumes");
+                    let volume = volumes.index(i);
+                    errors.forbidden(
+                        &volume.child("projected").child("sources").index(j).child("serviceAccountToken"),
+                        "must not be specified when serviceAccountName is not set",
+                    );
+                }
+            }
+        }
+    }
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
+        for (i, container) in spec.list(list).iter().enumerate() {
+            let image = container.text("image");
+            if image.trim() != image {
+                errors.invalid(
+                    &path.child(list).index(i).child("image"),
+                    image,
+                    "must not have leading or trailing whitespace",
+                );
+            }
+        }
+    }
+    errors
+}
+
+fn annotations(errors: &mut Errors, pod: &Value) {
+    let annotations = pod.at("metadata.annotations");
+    let metadata = Path::new("metadata");
+    let path = metadata.child("annotations");
+    if let Some(value) = annotations.get(MIRROR)
+        && pod.text("spec.nodeName").is_empty()
+    {
+        errors.invalid(
+            &path.key(MIRROR),
+            value.clone(),
+            "must set spec.nodeName if mirror pod annotation is set",
+        );
+    }
+    const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+    if let Some(cost) = annotations.get(COST).and_then(Value::as_str) {
+        let plain = cost == "0" || !cost.trim_start_matches('-').starts_with('0');
+        if !plain || cost.starts_with('+') || cost.parse::<i32>().is_err() {
+            errors.invalid(&path.key(COST), cost, "must be a 32bit integer");
+        }
+    }
+}
+
+/// The spec of a pod, or (`is_pod` false) of a template.
+pub fn spec(errors: &mut Errors, spec: &Value, pod_name: &str, is_pod: bool, path: &Path<'_>) {
+    let grace_period = spec.maybe_int("terminationGracePeriodSeconds");
+    if grace_period.is_none() {
+        errors.required(&path.child("terminationGracePeriodSeconds"), "");
+    }
+    let host_users = spec.at("hostUsers").as_bool().unwrap_or(true);
+    let volumes = volume::validate(errors, spec.list("volumes"), pod_name, is_pod, &path.child("volumes"));
+    let context = Context {
+        volumes,
+        claims: spec.list("resourceClaims").iter().map(|c| c.text("name")).collect(),
+        restart_policy: spec.text("restartPolicy"),
+        grace_period,
+        host_users,
+    };
+    resource_claims(errors, spec, &path.child("resourceClaims"));
+    let containers = spec.list("containers");
+    container::regular(errors, containers, &context, &path.child("containers"));
+    container::init(errors, spec.list("initContainers"), containers, &context, &path.child("initContainers"));
+    container::ephemeral(errors, spec, &context, &path.child("ephemeralContainers"));
+    pod_resources(errors, spec, path);
+    if spec.flag("hostNetwork") {
+        for (i, container) in containers.iter().enumerate() {
+            for (j, port) in container.list("ports").iter().enumerate() {
+                let (host, own) = (port.int("hostPort"), port.int("containerPort"));
+                if (is_pod || host != 0) && host != own {
+                    let list = path.child("containers");
+                    let container = list.index(i);
+                    errors.invalid(
+                        &container.child("ports").index(j).child("hostPort"),
+                        host,
+                        "must match `containerPort` when `hostNetwork` is true",
+                    );
+                }
+            }
+        }
+    }
+    container::choice(errors, spec, "restartPolicy", &["Always", "OnFailure", "Never"], path);
+    container::choice(
+        errors,
+        spec,
+        "dnsPolicy",
+        &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
+        path,
+    );
+    meta::labels(errors, spec.at("nodeSelector"), &path.child("nodeSelector"));
+    security(errors, spec, &path.child("securityContext"));
+    scheduling::affinity(errors, spec.at("affinity"), &path.child("affinity"));
+    dns(errors, spec, &path.child("dnsConfig"));
+    for (i, gate) in spec.list("readinessGates").iter().enumerate() {
+        let name = gate.text("conditionType");
+        let list = path.child("readinessGates");
+        errors.invalid_each(&list.index(i).child("conditionType"), name, check::qualified_name(name));
+    }
+    let mut gates: Vec<&str> = vec![];
+    for (i, gate) in spec.list("schedulingGates").iter().enumerate() {
+        let name = gate.text("name");
+        let list = path.child("schedulingGates");
+        errors.invalid_each(&list.index(i), name, check::qualified_name(name));
+        if gates.contains(&name) {
+            errors.duplicate(&list.index(i), name);
+        }
+        gates.push(name);
+    }
+    scheduling::spread(
+        errors,
+        spec.list("topologySpreadConstraints"),
+        &path.child("topologySpreadConstraints"),
+    );
+    if !host_users {
+        for (name, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")]
+        {
+            if spec.flag(name) {
+                errors.forbidden(&path.child(shown), "when `hostUsers` is false");
+            }
+        }
+    }
+    names(errors, spec, path);
+    if let Some(deadline) = spec.maybe_int("activeDeadlineSeconds")
+        && !(1..=MAX_DEADLINE).contains(&deadline)
+    {
+        errors.invalid(
+            &path.child("activeDeadlineSeconds"),
+            deadline,
+            format!("must be between 1 and {MAX_DEADLINE}, inclusive"),
+        );
+    }
+    scheduling::tolerations(errors, spec.list("tolerations"), &path.child("tolerations"));
+    for (i, alias) in spec.list("hostAliases").iter().enumerate() {
+        let list = path.child("hostAliases");
+        let path = list.index(i);
+        ip(errors, alias.text("ip"), &path.child("ip"));
+        for (j, name) in alias.list("hostnames").iter().enumerate() {
+            let name = name.as_str().unwrap_or_default();
+            errors.invalid_each(&path.child("hostnames").index(j), name, check::dns1123_subdomain(name));
+        }
+    }
+    if spec.has("preemptionPolicy") {
+        errors.one_of(
+            &path.child("preemptionPolicy"),
+            spec.text("preemptionPolicy"),
+            &["PreemptLowerPriority", "Never"],
+        );
+    }
+    for (resource, value) in spec.entries("overhead") {
+        resources::container_name(errors, resource, &path.child("overhead").child("limits").key(resource));
+        resources::amount(errors, resource, value, &path.child("overhead").child("limits").key(resource));
+    }
+    if spec.has("os") {
+        match spec.text("os.name") {
+            "" => errors.required(&path.child("os").child("name"), ""),
+            name => errors.one_of(&path.child("os"), name, &["linux", "windows"]),
+        }
+    }
+}
+
+pub fn ip(errors: &mut Errors, text: &str, path: &Path<'_>) {
+    if !check::is_ip(text) {
+        errors.invalid(path, text, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)");
+    }
+}
+
+fn names(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    type Rule = fn(&str) -> Vec<String>;
+    let rules: [(&str, Rule); 7] = [
+        ("hostnameOverride", check::dns1123_subdomain),
+        ("serviceAccountName", check::dns1123_subdomain),
+        ("nodeName", check::dns1123_subdomain),
+        ("hostname", check::dns1123_label),
+        ("subdomain", check::dns1123_label),
+        ("priorityClassName", check::dns1123_subdomain),
+        ("runtimeClassName", check::dns1123_subdomain),
+    ];
+    if spec.has("hostnameOverride") {
+        let path = path.child("hostnameOverride");
+        if spec.flag("setHostnameAsFQDN") {
+            errors.forbidden(&path, "may not be specified when setHostnameAsFQDN is true");
+        }
+        if spec.flag("hostNetwork") {
+            errors.forbidden(&path, "may not be specified when hostNetwork is true");
+        }
+        if spec.text("hostnameOverride").len() > 64 {
+            errors.too_long(&path, 64);
+        }
+    }
+    for (name, rule) in rules {
+        let value = spec.text(name);
+        if !value.is_empty() {
+            errors.invalid_each(&path.child(name), value, rule(value));
+        }
+    }
+}
+
+fn resource_claims(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    let mut names: Vec<&str> = vec![];
+    for (i, claim) in spec.list("resourceClaims").iter().enumerate() {
+        let path = path.index(i);
+        let name = claim.text("name");
+        if name.is_empty() {
+            errors.required(&path.child("name"), "");
+        } else if names.contains(&name) {
+            errors.duplicate(&path.child("name"), name);
+        } else {
+            errors.invalid_each(&path.child("name"), name, check::dns1123_label(name));
+            names.push(name);
+        }
+        match (claim.has("resourceClaimName"), claim.has("resourceClaimTemplateName")) {
+            (true, true) => errors.invalid(
+                &path,
+                claim.clone(),
+                "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
+            ),
+            (false, false) => errors.invalid(
+                &path,
+                claim.clone(),
+                "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
+            ),
+            _ => {}
+        }
+    }
+}
+
+/// Resources of the pod as a whole.
+fn pod_resources(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    let own = spec.at("resources");
+    if own.is_null() {
+        return;
+    }
+    let path = path.child("resources");
+    if own.has("claims") {
+        errors.forbidden(&path.child("claims"), "claims may not be set for Resources at pod-level");
+    }
+    resources::requirements(errors, own, &[], true, &path);
+}
+
+fn security(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    let context = spec.at("securityContext");
+    for name in ["fsGroup", "runAsUser", "runAsGroup"] {
+        container::user_id(errors, context.get_or_null(name), &path.child(name));
+    }
+    for (i, group) in context.list("supplementalGroups").iter().enumerate() {
+        container::user_id(errors, group, &path.child("supplementalGroups").index(i));
+    }
+    if spec.flag("shareProcessNamespace") && spec.flag("hostPID") {
+        errors.invalid(
+            &path.child("shareProcessNamespace"),
+            true,
+            "ShareProcessNamespace and HostPID cannot both be enabled",
+        );
+    }
+    sysctls(errors, spec, &path.child("sysctls"));
+    for (name, supported) in [
+        ("fsGroupChangePolicy", ["Always", "OnRootMismatch"]),
+        ("supplementalGroupsPolicy", ["Merge", "Strict"]),
+        ("seLinuxChangePolicy", ["MountOption", "Recursive"]),
+    ] {
+        if context.has(name) {
+            errors.one_of(&path.child(name), context.text(name), &supported);
+        }
+    }
+    container::profiles(errors, context, path);
+}
+
+fn is_sysctl(name: &str) -> bool {
+    let part = |part: &str| {
+        let b = part.as_bytes();
+        let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+        !b.is_empty()
+            && plain(b[0])
+            && plain(b[b.len() - 1])
+            && b.iter().all(|&c| plain(c) || matches!(c, b'-' | b'_'))
+    };
+    name.len() <= 253 && name.split(['.', '/']).all(part)
+}
+
+fn sysctls(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    let mut seen: Vec<&str> = vec![];
+    for (i, sysctl) in spec.list("securityContext.sysctls").iter().enumerate() {
+        let item = path.index(i);
+        let path = item.child("name");
+        let name = sysctl.text("name");
+        if name.is_empty() {
+            errors.required(&path, "");
+        } else if !is_sysctl(name) {
+            errors.invalid(
+                &path,
+                name,
+                "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+            );
+        } else if seen.contains(&name) {
+            errors.duplicate(&path, name);
+        }
+        seen.push(name);
+        let dotted = name.replace('/', ".");
+        if spec.flag("hostNetwork") && dotted.starts_with("net.") {
+            errors.invalid(&path, name, "may not be specified when 'hostNetwork' is true");
+        }
+        let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|p| dotted.starts_with(p))
+            || dotted == "kernel.sem";
+        if spec.flag("hostIPC") && ipc {
+            errors.invalid(&path, name, "may not be specified when 'hostIPC' is true");
+        }
+    }
+}
+
+fn dns(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    const NAMESERVERS: usize = 3;
+    const SEARCHES: usize = 32;
+    const SEARCH_BYTES: usize = 2048;
+    let config = spec.at("dnsConfig");
+    let servers = config.list("nameservers");
+    if spec.text("dnsPolicy") == "None" {
+        if config.is_null() {
+            errors.required(path, "must provide `dnsConfig` when `dnsPolicy` is None");
+            return;
+        }
+        if servers.is_empty() {
+            errors.required(
+                &path.child("nameservers"),
+                "must provide at least one DNS nameserver when `dnsPolicy` is None",
+            );
+            return;
+        }
+    }
+    if servers.len() > NAMESERVERS {
+        errors.invalid(
+            &path.child("nameservers"),
+            servers.to_vec(),
+            format!("must not have more than {NAMESERVERS} nameservers"),
+        );
+    }
+    for (i, server) in servers.iter().enumerate() {
+        ip(errors, server.as_str().unwrap_or_default(), &path.child("nameservers").index(i));
+    }
+    let searches: Vec<&str> = config.list("searches").iter().filter_map(Value::as_str).collect();
+    let path_searches = path.child("searches");
+    if searches.len() > SEARCHES {
+        errors.invalid(
+            &path_searches,
+            searches.clone(),
+            format!("must not have more than {SEARCHES} search paths"),
+        );
+    }
+    if searches.join(" ").len() > SEARCH_BYTES {
+        errors.invalid(
+            &path_searches,
+            searches.clone(),
+            format!(
+                "must not have more than {SEARCH_BYTES} characters (including spaces) in the search list"
+            ),
+        );
+    }
+    for (i, search) in searches.iter().enumerate() {
+        if *search != "." {
+            let name = search.strip_suffix('.').unwrap_or(search);
+            // Underscores are for service records.
+            errors.invalid_each(
+                &path_searches.index(i),
+                name,
+                check::dns1123_subdomain(&name.replace('_', "a")),
+            );
+        }
+    }
+    for (i, option) in config.list("options").iter().enumerate() {
+        if option.text("name").is_empty() {
+            errors.required(&path.child("options").index(i), "must not be empty");
+        }
+    }
+}
+
+/// `spec.template` of a workload (or `template` of a PodTemplate).
+pub fn template(errors: &mut Errors, template: &Value, path: &Path<'_>) {
+    let metadata = path.child("metadata");
+    meta::labels(errors, template.at("metadata.labels"), &path.child("labels"));
+    meta::annotations(errors, template.at("metadata.annotations"), &path.child("annotations"));
+    let _ = metadata;
+    spec(errors, template.at("spec"), "", false, &path.child("spec"));
+    if !template.list("spec.ephemeralContainers").is_empty() {
+        errors.forbidden(
+            &path.child("spec").child("ephemeralContainers"),
+            "ephemeral containers not allowed in pod template",
+        );
+    }
+}
+
+const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+
+pub fn update(new: &Value, old: &Value) -> Errors {
+    let spec_path = Path::new("spec");
+    let (spec, was) = (new.at("spec"), old.at("spec"));
+    if spec == was {
+        // Most updates touch metadata only.
+        let mut errors = Errors::new();
+        annotations(&mut errors, new);
+        annotations_update(&mut errors, new, old);
+        return errors;
+    }
+    let mut errors = metadata_and_spec(new);
+    annotations_update(&mut errors, new, old);
+    for list in ["containers", "initContainers"] {
+        if spec.list(list).len() != was.list(list).len() {
+            errors.forbidden(&spec_path.child(list), "pod updates may not add or remove containers");
+            return errors;
+        }
+    }
+    let deadline_path = spec_path.child("activeDeadlineSeconds");
+    match (spec.maybe_int("activeDeadlineSeconds"), was.maybe_int("activeDeadlineSeconds")) {
+        (Some(now), _) if !(0..=MAX_DEADLINE).contains(&now) => {
+            errors.invalid(&deadline_path, now, format!("must be between 0 and {MAX_DEADLINE}, inclusive"));
+            return errors;
+        }
+        (Some(now), Some(before)) if before < now => {
+            errors.invalid(&deadline_path, now, "must be less than or equal to previous value");
+            return errors;
+        }
+        (None, Some(_)) => {
+            errors.invalid(
+                &deadline_path,
+                Value::Null,
+                "must not update from a positive integer to nil value",
+            );
+        }
+        _ => {}
+    }
+    scheduling::tolerations_update(
+        &mut errors,
+        spec.list("tolerations"),
+        was.list("tolerations"),
+        &spec_path.child("tolerations"),
+    );
+    let gates = was.list("schedulingGates");
+    for (i, gate) in spec.list("schedulingGates").iter().enumerate() {
+        if !gates.iter().any(|g| g.text("name") == gate.text("name")) {
+            errors.forbidden(
+                &spec_path.child("schedulingGates").index(i).child("name"),
+                format!("only deletion is allowed, but found new scheduling gate '{}'", gate.text("name")),
+            );
+        }
+    }
+    if equality::same(spec, was) {
+        return errors;
+    }
+    let mut munged = spec.clone();
+    for list in ["containers", "initContainers"] {
+        for (container, before) in munged.list_mut(list).zip(was.list(list)) {
+            container.copy_from(before, "image");
+        }
+    }
+    for member in ["activeDeadlineSeconds", "schedulingGates", "tolerations"] {
+        munged.copy_from(was, member);
+    }
+    if was.int("terminationGracePeriodSeconds") < 0 && spec.int("terminationGracePeriodSeconds") == 1 {
+        munged.copy_from(was, "terminationGracePeriodSeconds");
+    }
+    if !gates.is_empty() {
+        gated_update(&mut errors, &mut munged, was, &spec_path);
+    }
+    if !equality::same(&munged, was) {
+        let changes = difference(was, &munged);
+        errors.forbidden(
+            &spec_path,
+            format!("pod updates may not change fields other than {UPDATABLE}\n{changes}"),
+        );
+    }
+    errors
+}
+
+fn annotations_update(errors: &mut Errors, new: &Value, old: &Value) {
+    let metadata = Path::new("metadata");
+    let path = metadata.child("annotations");
+    let (now, before) = (
+        new.at("metadata.annotations").get_or_null(MIRROR),
+        old.at("metadata.annotations").get_or_null(MIRROR),
+    );
+    if now != before {
+        let text = if now.is_null() {
+            "may not remove mirror pod annotation"
+        } else if before.is_null() {
+            "may not add mirror pod annotation"
+        } else {
+            "may not update mirror pod annotation"
+        };
+        errors.forbidden(&path.key(MIRROR), text);
+    }
+}
+
+/// A gated pod may still become pickier about its node.
+fn gated_update(errors: &mut Errors, munged: &mut Value, was: &Value, path: &Path<'_>) {
+    let (now, before) = (munged.at("nodeSelector"), was.at("nodeSelector"));
+    let kept = before.as_object().into_iter().flatten().all(|(key, value)| now.get_or_null(key) == value);
+    if !kept {
+        errors.invalid(
+            &path.child("nodeSelector"),
+            now.clone(),
+            "only additions to spec.nodeSelector are allowed (no mutations or deletions)",
+        );
+    }
+    munged.copy_from(was, "nodeSelector");
+    const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+    let (now, before) = (munged.at("affinity.nodeAffinity"), was.at("affinity.nodeAffinity"));
+    if !equality::same(now, before) {
+        let affinity = path.child("affinity");
+        let node = affinity.child("nodeAffinity");
+        let path = node.child(REQUIRED);
+        let terms = |a: &Value| a.at(REQUIRED).list("nodeSelectorTerms").to_vec();
+        let (now_terms, before_terms) = (terms(now), terms(before));
+        if !before_terms.is_empty() && now_terms.len() != before_terms.len() {
+            errors.invalid(
+                &path.child("nodeSelectorTerms"),
+                now_terms,
+                "no additions/deletions to non-empty NodeSelectorTerms list are allowed",
+            );
+        } else {
+            for (i, (now, before)) in now_terms.iter().zip(&before_terms).enumerate() {
+                let only_more = ["matchExpressions", "matchFields"]
+                    .iter()
+                    .all(|list| before.list(list).iter().all(|r| now.list(list).contains(r)));
+                if !only_more {
+                    errors.invalid(
+                        &path.child("nodeSelectorTerms").index(i),
+                        now.clone(),
+                        "only additions are allowed (no mutations or deletions)",
+                    );
+                }
+            }
+        }
+        match was.at("affinity.nodeAffinity") {
+            Value::Null => {
+                munged.remove("affinity.nodeAffinity");
+                let empty = munged.at("affinity").as_object().is_some_and(serde_json::Map::is_empty);
+                if empty && !was.has("affinity") {
+                    munged.remove("affinity");
+                }
+            }
+            before => munged.put("affinity.nodeAffinity", before.clone()),
+        }
+    }
+}
+
+/// The members that differ, one line for each.
+fn difference(old: &Value, new: &Value) -> String {
+    let mut lines = vec![];
+    collect(old, new, String::new(), &mut lines);
+    lines.join("\n")
+}
+
+fn collect(old: &Value, new: &Value, at: String, lines: &mut Vec<String>) {
+    const MAX_LINES: usize = 20;
+    if lines.len() >= MAX_LINES || equality::same(old, new) {
+        return;
+    }
+    match (old, new) {
+        (Value::Object(a), Value::Object(b)) => {
+            let mut names: Vec<&String> = a.keys().chain(b.keys().filter(|k| !a.contains_key(*k))).collect();
+            names.sort();
+            for name in names {
+                let at = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
+                collect(old.get_or_null(name), new.get_or_null(name), at, lines);
+            }
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                collect(a, b, format!("{at}[{i}]"), lines);
+            }
+        }
+        _ => lines.push(format!("{at}: {old} -> {new}")),
+    }
+}
+
+pub fn status_update(new: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    annotations_update(&mut errors, new, old);
+    let path = Path::new("status");
+    for (i, condition) in new.list("status.conditions").iter().enumerate() {
+        let kind = condition.text("type");
+        let list = path.child("conditions");
+        let path = list.index(i);
+        if condition.int("observedGeneration") < 0 {
+            errors.invalid(
+                &path.child("observedGeneration"),
+                condition.int("observedGeneration"),
+                "must be a non-negative integer",
+            );
+        }
+        if !matches!(kind, "PodScheduled" | "Ready" | "Initialized") {
+            errors.invalid_each(&path.child("Type"), kind, check::qualified_name(kind));
+        }
+    }
+    let nominated = new.text("status.nominatedNodeName");
+    if !nominated.is_empty() && nominated != old.text("status.nominatedNodeName") {
+        errors.invalid_each(&path.child("nominatedNodeName"), nominated, check::dns1123_subdomain(nominated));
+    }
+    if new.int("status.observedGeneration") < 0 {
+        errors.invalid(
+            &path.child("observedGeneration"),
+            new.int("status.observedGeneration"),
+            "must be a non-negative integer",
+        );
+    }
+    errors.immutable(&path.child("qosClass"), new.at("status.qosClass"), old.at("status.qosClass"));
+    resurrection(&mut errors, new, old, &path.child("containerStatuses"));
+    for (list, what) in [("podIPs", "status.podIPs"), ("hostIPs", "status.hostIPs")] {
+        let ips: Vec<&str> = new.list(what).iter().map(|ip| ip.text("ip")).collect();
+        for (i, text) in ips.iter().enumerate() {
+            ip(&mut errors, text, &path.child(list).index(i));
+        }
+        let six = ips.iter().filter(|ip| ip.contains(':')).count();
+        if ips.len() > 2 || (ips.len() == 2 && six != 1) {
+            errors.invalid(
+                &path.child(list),
+                new.at(what).clone(),
+                "may specify no more than one IP for each IP family",
+            );
+        }
+    }
+    errors
+}
+
+/// A container that ended for good stays ended.
+fn resurrection(errors: &mut Errors, new: &Value, old: &Value, path: &Path<'_>) {
+    let spec = old.at("spec");
+    let restarts = |name: &str, exit_code: i64| {
+        let container = spec.list("containers").iter().find(|c| c.text("name") == name);
+        let by_rule = container.into_iter().flat_map(|c| c.list("restartPolicyRules")).any(|rule| {
+            let listed = rule.list("exitCodes.values").iter().any(|v| v.as_i64() == Some(exit_code));
+            listed == (rule.text("exitCodes.operator") == "In")
+        });
+        let own = container.map_or("", |c| c.text("restartPolicy"));
+        let policy = if own.is_empty() { spec.text("restartPolicy") } else { own };
+        by_rule || policy == "Always" || (policy == "OnFailure" && exit_code != 0)
+    };
+    for (i, before) in old.list("status.containerStatuses").iter().enumerate() {
+        let ended = before.at("state.terminated");
+        let name = before.text("name");
+        if ended.is_null() || restarts(name, ended.int("exitCode")) {
+            continue;
+        }
+        let now = new.list("status.containerStatuses").iter().find(|s| s.text("name") == name);
+        if now.is_some_and(|s| !s.has("state.terminated")) {
+            errors
+                .forbidden(&path.index(i).child("state"), "may not be transitioned to non-terminated state");
+        }
+    }
+}
+
+pub fn subresource(subresource: &str, new: &Value, old: &Value) -> Errors {
+    match subresource {
+        "ephemeralcontainers" => ephemeral_containers(new, old),
+        "resize" => resize(new, old),
+        _ => update(new, old),
+    }
+}
+
+fn ephemeral_containers(new: &Value, old: &Value) -> Errors {
+    let mut errors = metadata_and_spec(new);
+    if old.at("metadata.annotations").get(MIRROR).is_some() {
+        let mut errors = Errors::new();
+        errors.forbidden(&Path::new(""), "static pods do not support ephemeral containers");
+        return errors;
+    }
+    let spec = Path::new("spec");
+    let path = spec.child("ephemeralContainers");
+    for before in old.list("spec.ephemeralContainers") {
+        let name = before.text("name");
+        match new.list("spec.ephemeralContainers").iter().find(|c| c.text("name") == name) {
+            None => errors
+                .forbidden(&path, format!("existing ephemeral containers {name:?} may not be removed\n")),
+            Some(now) if !equality::same(before, now) => errors.forbidden(
+                &path,
+                format!(
+                    "existing ephemeral containers {name:?} may not be changed\n{}",
+                    difference(before, now)
+                ),
+            ),
+            Some(_) => {}
+        }
+    }
+    errors
+}
+
+fn resize(new: &Value, old: &Value) -> Errors {
+    let mut errors = metadata_and_spec(new);
+    let path = Path::new("spec");
+    if old.at("metadata.annotations").get(MIRROR).is_some() {
+        errors.forbidden(&Path::new(""), "static pods cannot be resized");
+        return errors;
+    }
+    if old.text("spec.os.name") == "windows" {
+        errors.forbidden(&Path::new(""), "windows pods cannot be resized");
+    }
+    for list in ["containers", "initContainers"] {
+        let (now, before) = (new.at("spec").list(list), old.at("spec").list(list));
+        if now.len() != before.len() {
+            errors.forbidden(&path.child(list), format!("{list} may not be added or removed on resize"));
+            return errors;
+        }
+        for (i, (now, before)) in now.iter().zip(before).enumerate() {
+            if now.text("name") != before.text("name") {
+                errors.forbidden(
+                    &path.child(list).index(i).child("name"),
+                    "containers may not be renamed or reordered on resize",
+                );
+                return errors;
+            }
+            let holder = path.child(list);
+            let item = holder.index(i);
+            let path = item.child("resources");
+            for kind in ["requests", "limits"] {
+                for (resource, value) in before.at("resources").entries(kind) {
+                    let after = now.at("resources").at(kind).get_or_null(resource);
+                    if after.is_null() {
+                        errors.forbidden(&path.child(kind), format!("resource {kind} cannot be removed"));
+                    } else if !matches!(resource.as_str(), "cpu" | "memory")
+                        && !crate::value::same_quantity(after, value)
+                    {
+                        errors.forbidden(&path.child(kind), "only cpu and memory resources are mutable");
+                    }
+                }
+                for (resource, _) in now.at("resources").entries(kind) {
+                    let added = before.at("resources").at(kind).get_or_null(resource).is_null();
+                    if added && !matches!(resource.as_str(), "cpu" | "memory") {
+                        errors.forbidden(&path.child(kind), "only cpu and memory resources are mutable");
+                    }
+                }
+            }
+        }
+    }
+    let (was, is) = (old.text("status.qosClass"), super::qos_class(new));
+    if !was.is_empty() && was != is {
+        errors.invalid(
+            &path,
+            is,
+            format!("Pod QOS Class may not change as a result of resizing (was {was})"),
+        );
+    }
+    let mut munged = new.at("spec").clone();
+    let before = old.at("spec");
+    munged.copy_from(before, "resources");
+    for list in ["containers", "initContainers"] {
+        for (container, was) in munged.list_mut(list).zip(before.list(list)) {
+            container.copy_from(was, "resources");
+            container.copy_from(was, "resizePolicy");
+        }
+    }
+    if !equality::same(&munged, before) {
+        errors.forbidden(
+            &path,
+            format!("only cpu and memory resources are mutable\n{}", difference(before, &munged)),
+        );
+    }
+    errors
+}
+
+/// Advice at creation.
+pub fn warnings(pod: &Value, old: Option<&Value>) -> Vec<String> {
+    if old.is_some() {
+        return vec![];
+    }
+    let mut out = vec![];
+    let messages = check::dns1123_label(pod.text("metadata.name"));
+    if !messages.is_empty() {
+        out.push(format!(
+            "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended: [{}]",
+            messages.join(" ")
+        ));
+    }
+    out.extend(template_warnings(pod.at("spec"), "spec"));
+    out
+}
+
+/// Advice on the spec of a pod or template at `path`.
+pub fn template_warnings(spec: &Value, path: &str) -> Vec<String> {
+    let mut out = vec![];
+    for (key, new) in [
+        ("beta.kubernetes.io/arch", "kubernetes.io/arch"),
+        ("beta.kubernetes.io/os", "kubernetes.io/os"),
+        ("failure-domain.beta.kubernetes.io/region", "topology.kubernetes.io/region"),
+        ("failure-domain.beta.kubernetes.io/zone", "topology.kubernetes.io/zone"),
+        ("beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type"),
+    ] {
+        if spec.at("nodeSelector").get(key).is_some() {
+            out.push(format!("{path}.nodeSelector[{key}]: deprecated since v1.14; use {new:?} instead"));
+        }
+    }
+    let list = Path::new(path);
+    for (i, container) in spec.list("containers").iter().enumerate() {
+        let containers = list.child("containers");
+        let path = containers.index(i);
+        for kind in ["limits", "requests"] {
+            for (resource, value) in container.at("resources").entries(kind) {
+                let Some(q) = crate::value::quantity(value) else { continue };
+                if resource == "memory" && !q.is_whole() {
+                    let value = value.as_str().unwrap_or_default();
+                    out.push(format!(
+                        "{}: fractional byte value {value:?} is invalid, must be an integer",
+                        path.child("resources").child(kind).key(resource)
+                    ));
+                }
+            }
+        }
+        let mut seen: Vec<&str> = vec![];
+        for (j, variable) in container.list("env").iter().enumerate() {
+            let name = variable.text("name");
+            if seen.contains(&name) {
+                out.push(format!(
+                    "{}: hides previous definition of {name:?}, which may be dropped when using apply",
+                    path.child("env").index(j)
+                ));
+            }
+            seen.push(name);
+        }
+    }
+    if spec.has("terminationGracePeriodSeconds") && spec.int("terminationGracePeriodSeconds") < 0 {
+        out.push(format!(
+            "{path}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"
+        ));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(change: impl FnOnce(&mut Value)) -> Value {
+        let mut pod = json!({"metadata": {"name": "p", "namespace": "n"},
+            "spec": {"serviceAccountName": "default", "containers": [{"name": "c", "image": "i"}]}});
+        change(&mut pod);
+        super::super::defaults::pod(&mut pod);
+        pod
+    }
+
+    fn texts(errors: &Errors) -> Vec<String> {
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_is_wrong_with_pods() {
+        type Change = fn(&mut Value);
+        let cases: Vec<(Change, &[&str])> = vec![
+            (|_| {}, &[]),
+            (|p| p["spec"]["containers"] = json!([]), &["spec.containers: Required value"]),
+            (
+                |p| p["spec"]["containers"][0]["name"] = json!("C"),
+                &[
+                    "spec.containers[0].name: Invalid value: \"C\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
+                ],
+            ),
+            (
+                |p| p["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/x"}]),
+                &["spec.containers[0].volumeMounts[0].name: Not found: \"v\""],
+            ),
+            (
+                |p| {
+                    p["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {}, "hostPath": {"path": "/"}}]);
+                },
+                &["spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type"],
+            ),
+            (
+                |p| {
+                    p["spec"]["containers"][0]["resources"] =
+                        json!({"limits": {"cpu": "1"}, "requests": {"cpu": "2"}})
+                },
+                &[
+                    "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+                ],
+            ),
+            (
+                |p| p["spec"]["containers"][0]["livenessProbe"] = json!({}),
+                &["spec.containers[0].livenessProbe: Required value: must specify a handler type"],
+            ),
+            (
+                |p| {
+                    p["spec"]["initContainers"] =
+                        json!([{"name": "c", "image": "i", "livenessProbe": {"exec": {"command": ["a"]}}}])
+                },
+                &[
+                    "spec.initContainers[0].name: Duplicate value: \"c\"",
+                    "spec.initContainers[0].livenessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
+                ],
+            ),
+            (
+                |p| p["spec"]["restartPolicy"] = json!("x"),
+                &[
+                    "spec.restartPolicy: Unsupported value: \"x\": supported values: \"Always\", \"OnFailure\", \"Never\"",
+                ],
+            ),
+            (
+                |p| p["spec"]["securityContext"] = json!({"sysctls": [{"name": "foo-", "value": "1"}]}),
+                &[
+                    "spec.securityContext.sysctls[0].name: Invalid value: \"foo-\": must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+                ],
+            ),
+            (
+                |p| p["spec"]["tolerations"] = json!([{"operator": "Equal"}]),
+                &[
+                    "spec.tolerations[0].operator: Invalid value: \"Equal\": operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
+                ],
+            ),
+            (
+                |p| {
+                    p["spec"]["containers"][0]["env"] =
+                        json!([{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "spec.hostname"}}}])
+                },
+                &[
+                    "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.hostname\": error converting fieldPath: field label not supported: spec.hostname",
+                ],
+            ),
+            (
+                |p| p["spec"]["activeDeadlineSeconds"] = json!(0),
+                &[
+                    "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
+                ],
+            ),
+            (
+                |p| {
+                    p["spec"]["topologySpreadConstraints"] =
+                        json!([{"maxSkew": 0, "topologyKey": "a", "whenUnsatisfiable": "DoNotSchedule"}]);
+                },
+                &["spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero"],
+            ),
+        ];
+        for (change, want) in cases {
+            let pod = pod(change);
+            assert_eq!(texts(&create(&pod)), want, "{pod}");
+        }
+    }
+
+    #[test]
+    fn what_may_change() {
+        let old = pod(|p| p["spec"]["tolerations"] = json!([{"key": "a", "operator": "Exists"}]));
+        type Change = fn(&mut Value);
+        let cases: Vec<(Change, Option<&str>)> = vec![
+            (|p| p["spec"]["containers"][0]["image"] = json!("j"), None),
+            (|p| p["spec"]["activeDeadlineSeconds"] = json!(5), None),
+            (
+                |p| {
+                    p["spec"]["tolerations"] =
+                        json!([{"key": "a", "operator": "Exists"}, {"operator": "Exists"}])
+                },
+                None,
+            ),
+            (
+                |p| p["spec"]["tolerations"] = json!([]),
+                Some(
+                    "spec.tolerations: Forbidden: existing toleration can not be modified except its tolerationSeconds",
+                ),
+            ),
+            (
+                |p| p["spec"]["nodeName"] = json!("m"),
+                Some(
+                    "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)\nnodeName: null -> \"m\"",
+                ),
+            ),
+            (
+                |p| {
+                    p["spec"]["containers"] =
+                        json!([{"name": "a", "image": "b"}, {"name": "c", "image": "d"}])
+                },
+                Some("spec.containers: Forbidden: pod updates may not add or remove containers"),
+            ),
+        ];
+        for (change, want) in cases {
+            let mut new = old.clone();
+            change(&mut new);
+            super::super::defaults::pod(&mut new);
+            assert_eq!(texts(&update(&new, &old)), Vec::from_iter(want.map(str::to_owned)));
+        }
+    }
+
+    #[test]
+    fn what_has_ended_stays_ended() {
+        for (policy, code, ok) in
+            [("Never", 1, false), ("OnFailure", 0, false), ("OnFailure", 1, true), ("Always", 0, true)]
+        {
+            let old = json!({"spec": {"restartPolicy": policy, "containers": [{"name": "c"}]}, "status": {"containerStatuses": [
+                {"name": "c", "state": {"terminated": {"exitCode": code}}}]}});
+            let mut new = old.clone();
+            new["status"]["containerStatuses"][0]["state"] = json!({"running": {}});
+            assert_eq!(status_update(&new, &old).is_empty(), ok, "{policy} {code}");
+        }
+    }
+}
