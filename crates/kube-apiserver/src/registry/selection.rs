@@ -1,0 +1,88 @@
+//! Label and field selectors of a request, as a decision on attributes.
+
+use std::fmt::Display;
+use std::sync::Arc;
+
+use apimachinery::object::Attributes;
+use apimachinery::selector::{FieldSelector, LabelSelector};
+use apimachinery::status::Status;
+
+use super::Entry;
+use crate::cache::resource::Matches;
+
+/// Which objects of a resource a request is about.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// Empty means all.
+    pub namespace: String,
+    pub labels: LabelSelector,
+    pub fields: FieldSelector,
+}
+
+impl Selection {
+    pub fn parse(
+        entry: &Entry,
+        namespace: &str,
+        labels: Option<&str>,
+        fields: Option<&str>,
+    ) -> Result<Selection, Status> {
+        let labels = match labels {
+            None | Some("") => LabelSelector::everything(),
+            Some(text) => LabelSelector::parse(text)
+                .map_err(|e| Status::bad_request(format!("unable to parse requirement: {e}")))?,
+        };
+        let fields = match fields {
+            None | Some("") => FieldSelector::everything(),
+            Some(text) => parse_fields(entry, text)?,
+        };
+        Ok(Selection { namespace: namespace.to_owned(), labels, fields })
+    }
+
+    /// What the keys of the selected objects begin with.
+    pub fn prefix(&self) -> String {
+        if self.namespace.is_empty() { String::new() } else { format!("{}/", self.namespace) }
+    }
+
+    pub fn is_everything(&self) -> bool {
+        self.labels.is_everything() && self.fields.is_everything()
+    }
+
+    /// The selectors as a shared decision; `None` when everything is selected. The namespace is the prefix's affair.
+    pub fn matcher(&self) -> Option<Matches> {
+        if self.is_everything() {
+            return None;
+        }
+        let (labels, fields) = (self.labels.clone(), self.fields.clone());
+        Some(Arc::new(move |a: &Attributes| labels.matches(a) && fields.matches(a)))
+    }
+}
+
+/// Checks the fields against those the resource can be selected by, and names them as they are stored.
+fn parse_fields(entry: &Entry, text: &str) -> Result<FieldSelector, Status> {
+    let refused = |why: &dyn Display| {
+        let what = format!("{}, Resource={}", entry.api_version(), entry.resource);
+        Status::bad_request(format!(
+            "Unable to find {what:?} that match label selector \"\", field selector {text:?}: {why}"
+        ))
+    };
+    let parsed = FieldSelector::parse(text).map_err(|e| refused(&e))?;
+    let mut out = String::new();
+    for term in parsed.terms() {
+        let stored = match &entry.custom {
+            Some(custom) => custom.field_label(&term.field),
+            None => entry.strategy.field_label(&entry.api_version(), &term.field).map(str::to_owned),
+        };
+        if !out.is_empty() {
+            out.push(',');
+        }
+        out.push_str(&stored.map_err(|why| refused(&why))?);
+        out.push_str(if term.equal { "=" } else { "!=" });
+        for c in term.value.chars() {
+            if matches!(c, '\\' | ',' | '=') {
+                out.push('\\');
+            }
+            out.push(c);
+        }
+    }
+    FieldSelector::parse(&out).map_err(|e| refused(&e))
+}
