@@ -1,0 +1,384 @@
+//! Lists: consistent, from the cache, or as of a revision; whole or in pages.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use apimachinery::object::{Attributes, Encoded};
+use apimachinery::status::Status;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use futures::stream;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use storage::{KeyRange, RangeRequest};
+
+use super::output::Show;
+use super::selection::Selection;
+use super::{Entry, Registry};
+use crate::cache::{ROOT, ResourceCache};
+use crate::http::Body;
+use crate::http::negotiation::{Encoding, View};
+use crate::http::request_info::Query;
+use crate::http::respond;
+
+/// Bytes a chunk of a streamed list grows to.
+const CHUNK_BYTES: usize = 64 << 10;
+
+/// Where the next page begins, as clients carry it (base64 of JSON, as upstream's).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Continue {
+    v: String,
+    /// The revision all pages show; -1 means whichever is there.
+    rv: i64,
+    /// The first key of the page, below the resource's prefix.
+    start: String,
+}
+
+impl Continue {
+    fn encode(rv: i64, start: String) -> String {
+        let token = Continue { v: "meta.k8s.io/v1".to_owned(), rv, start };
+        BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
+    }
+
+    fn decode(text: &str) -> Result<Continue, Status> {
+        let invalid = |why: &dyn std::fmt::Display| {
+            Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
+        };
+        let bytes = BASE64_URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| invalid(&e))?;
+        let token: Continue = serde_json::from_slice(&bytes).map_err(|e| invalid(&e))?;
+        if token.v != "meta.k8s.io/v1" {
+            return Err(invalid(&"server does not recognize this encoded version"));
+        }
+        if token.start.is_empty() || token.start.contains("..") {
+            return Err(invalid(&"encoded start key empty"));
+        }
+        if token.rv == 0 {
+            return Err(invalid(&"incorrect encoded start resourceVersion"));
+        }
+        Ok(token)
+    }
+}
+
+/// The list parameters of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListOptions {
+    pub limit: usize,
+    pub continued: Option<String>,
+    pub resource_version: Option<u64>,
+    pub exact: bool,
+}
+
+impl ListOptions {
+    pub fn parse(query: &Query) -> Result<ListOptions, Status> {
+        use apimachinery::field_path::Path;
+        use apimachinery::status::FieldError;
+        let limit = match query.non_empty("limit") {
+            None => 0,
+            Some(text) => text.parse::<i64>().map_err(|_| Status::bad_request(format!("limit: invalid value {text:?}")))?,
+        };
+        let continued = query.non_empty("continue").map(str::to_owned);
+        let version = query.non_empty("resourceVersion");
+        let matching = query.non_empty("resourceVersionMatch");
+        let mut errors = Vec::new();
+        let path = Path::new("resourceVersionMatch");
+        if let Some(matching) = matching {
+            if query.flag("watch") && !query.flag("sendInitialEvents") {
+                errors.push(FieldError::forbidden(
+                    &path,
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                ));
+            } else {
+                if version.is_none() && !query.flag("sendInitialEvents") {
+                    errors.push(FieldError::forbidden(
+                        &path,
+                        "resourceVersionMatch is forbidden unless resourceVersion is provided",
+                    ));
+                }
+                if continued.is_some() {
+                    errors.push(FieldError::forbidden(
+                        &path,
+                        "resourceVersionMatch is forbidden when continue is provided",
+                    ));
+                }
+                if !matches!(matching, "Exact" | "NotOlderThan") {
+                    errors.push(FieldError::not_supported(&path, matching, &["Exact", "NotOlderThan", ""]));
+                }
+                if matching == "Exact" && version == Some("0") {
+                    errors.push(FieldError::forbidden(
+                        &path,
+                        "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+                    ));
+                }
+            }
+        }
+        if !errors.is_empty() {
+            return Err(Status::invalid("ListOptions", "meta.k8s.io", "", errors));
+        }
+        let resource_version = version
+            .map(|text| {
+                text.parse::<u64>()
+                    .map_err(|_| Status::bad_request(format!("Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax")))
+            })
+            .transpose()?;
+        if continued.is_some() && resource_version.is_some_and(|v| v != 0) {
+            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+        }
+        let limited_legacy = limit > 0 && resource_version.is_some_and(|v| v > 0) && matching.is_none();
+        Ok(ListOptions {
+            limit: limit.max(0) as usize,
+            continued,
+            resource_version,
+            exact: matching == Some("Exact") || limited_legacy,
+        })
+    }
+}
+
+/// One page of objects.
+pub struct Page {
+    pub items: Vec<Arc<Encoded>>,
+    pub revision: u64,
+    pub next: Option<String>,
+    pub remaining: Option<usize>,
+}
+
+impl Registry {
+    pub async fn list(
+        &self,
+        entry: &Entry,
+        selection: &Selection,
+        options: &ListOptions,
+    ) -> Result<Page, Status> {
+        let cache = self.cache_of(entry)?;
+        if let Some(token) = &options.continued {
+            let token = Continue::decode(token)?;
+            let revision = (token.rv > 0).then_some(token.rv);
+            return self.list_from_store(cache, selection, &token.start, revision, options.limit).await;
+        }
+        match (options.resource_version, options.exact) {
+            (Some(version), true) => {
+                let start = selection.prefix();
+                return self.list_from_store(cache, selection, &start, Some(version as i64), options.limit).await;
+            }
+            (Some(0), _) if self.cache.synced() => {}
+            (Some(version), _) if version > 0 => {
+                if !self.cache.wait_for(version, std::time::Duration::from_secs(3)).await {
+                    return Err(Status::too_large(version, self.cache.revision()));
+                }
+            }
+            _ => {
+                if !self.cache.catch_up().await.map_err(|e| respond::store_error(&e))? {
+                    return self.list_from_store(cache, selection, &selection.prefix(), None, options.limit).await;
+                }
+            }
+        }
+        let matcher = selection.matcher();
+        let accept = matcher.as_ref().map(|m| |a: &Attributes| m(a));
+        let found = cache.snapshot(
+            &selection.prefix(),
+            accept.as_ref().map(|m| m as &dyn Fn(&Attributes) -> bool),
+        );
+        let mut page = Page { items: found.items, revision: found.revision, next: None, remaining: None };
+        if options.limit > 0 && page.items.len() > options.limit {
+            let left = page.items.len() - options.limit;
+            page.items.truncate(options.limit);
+            let last = &page.items[options.limit - 1];
+            page.next = Some(Continue::encode(page.revision as i64, format!("{}\0", entry.key(last.namespace(), last.name()))));
+            page.remaining = selection.is_everything().then_some(left);
+        }
+        Ok(page)
+    }
+
+    /// Reads a page from the store: as of a revision, or from where another page ended.
+    async fn list_from_store(
+        &self,
+        cache: &ResourceCache,
+        selection: &Selection,
+        start: &str,
+        revision: Option<i64>,
+        limit: usize,
+    ) -> Result<Page, Status> {
+        let prefix = format!("{ROOT}{}", cache.prefix());
+        let whole = KeyRange::prefix(format!("{prefix}{}", selection.prefix()));
+        let mut from = Bytes::from(format!("{prefix}{start}"));
+        if from < whole.start {
+            from = whole.start.clone();
+        }
+        let matcher = selection.matcher();
+        let mut page = Page { items: Vec::new(), revision: 0, next: None, remaining: None };
+        let mut at = revision;
+        loop {
+            let request = RangeRequest {
+                limit: if limit == 0 { 0 } else { limit.max(100) },
+                revision: at,
+                ..RangeRequest::new(KeyRange { start: from.clone(), end: whole.end.clone() })
+            };
+            let found = self.store.range(request).await.map_err(|e| match e {
+                storage::Error::Compacted { .. } => expired(start),
+                other => respond::store_error(&other),
+            })?;
+            let shown = at.unwrap_or(found.revision);
+            at = Some(shown);
+            page.revision = shown as u64;
+            for (i, kv) in found.kvs.iter().enumerate() {
+                let key = String::from_utf8_lossy(&kv.key[prefix.len()..]).into_owned();
+                let object = match cache.get(&key) {
+                    Some(cached) if cached.resource_version == kv.mod_revision as u64 => cached,
+                    _ => cache.encoded(kv).map_err(Status::internal)?,
+                };
+                if matcher.as_ref().is_some_and(|m| !m(&object.attributes)) {
+                    continue;
+                }
+                page.items.push(object);
+                if limit > 0 && page.items.len() == limit {
+                    let left = found.count.saturating_sub(i + 1);
+                    if left > 0 {
+                        page.next = Some(Continue::encode(shown, format!("{key}\0")));
+                        page.remaining = selection.is_everything().then_some(left);
+                    }
+                    return Ok(page);
+                }
+            }
+            match found.kvs.last() {
+                Some(last) if found.more => {
+                    let mut next = last.key.to_vec();
+                    next.push(0);
+                    from = next.into();
+                }
+                _ => return Ok(page),
+            }
+        }
+    }
+}
+
+/// The continue token is too old, with one that goes on from the present state.
+fn expired(start: &str) -> Status {
+    let mut status = Status::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list \
+         without the continue parameter, or use the continue token in this response to retrieve the remainder of the \
+         results. Continuing with the provided token results in an inconsistent list - objects that were created, \
+         modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+    );
+    respond::set_continue(&mut status, Continue::encode(-1, start.to_owned()));
+    status
+}
+
+fn list_metadata(page: &Page) -> Value {
+    let mut metadata = json!({"resourceVersion": page.revision.to_string()});
+    if let Some(next) = &page.next {
+        metadata["continue"] = next.as_str().into();
+    }
+    if let Some(remaining) = page.remaining {
+        metadata["remainingItemCount"] = remaining.into();
+    }
+    metadata
+}
+
+/// The answer with a page.
+pub fn response(show: Show<'_>, page: Page) -> Result<Response<Body>, Status> {
+    let metadata = list_metadata(&page);
+    let (kind, api_version) = match show.accept.view {
+        View::Whole => (show.entry.list_kind.clone(), show.entry.api_version()),
+        View::Metadata => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned()),
+        View::Table => {
+            let mut values = Vec::with_capacity(page.items.len());
+            for object in &page.items {
+                values.push(Cow::Owned(show.value(object)?));
+            }
+            let table = show.table(&values, Some(metadata));
+            return Ok(respond::value(StatusCode::OK, &table, show.accept));
+        }
+    };
+    if show.is_verbatim() {
+        let head = format!(
+            "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{metadata},\"items\":[",
+            json!(kind),
+            json!(api_version)
+        );
+        let mut response = Response::new(stream_items(head.into_bytes(), page.items));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        return Ok(response);
+    }
+    if show.accept.encoding == Encoding::Protobuf
+        && show.accept.view == View::Whole
+        && let Some(response) = crate::wire::protobuf_list(show, &page.items, &metadata)?
+    {
+        return Ok(response);
+    }
+    let mut items = Vec::with_capacity(page.items.len());
+    for object in &page.items {
+        items.push(show.single(object)?);
+    }
+    let list = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items});
+    Ok(respond::value(StatusCode::OK, &list, show.accept))
+}
+
+/// The list in chunks, made as the client takes them; small lists go out whole.
+fn stream_items(head: Vec<u8>, items: Vec<Arc<Encoded>>) -> Body {
+    let size: usize = items.iter().map(|o| o.body.len() + 40).sum::<usize>() + head.len() + 2;
+    let mut items = items.into_iter();
+    if size <= CHUNK_BYTES {
+        let mut out = head;
+        out.reserve(size - out.len());
+        let done = fill(&mut out, &mut items, usize::MAX, true);
+        debug_assert!(done);
+        return Body::full(out);
+    }
+    let mut state = Some((head, items, true));
+    Body::stream(stream::iter(std::iter::from_fn(move || {
+        let (mut out, mut items, first) = state.take()?;
+        out.reserve(CHUNK_BYTES + (8 << 10));
+        if !fill(&mut out, &mut items, CHUNK_BYTES, first) {
+            state = Some((Vec::new(), items, false));
+        }
+        Some(Ok(Bytes::from(out)))
+    })))
+}
+
+/// Appends objects until `limit`; true when the list is complete.
+fn fill(out: &mut Vec<u8>, items: &mut std::vec::IntoIter<Arc<Encoded>>, limit: usize, mut first: bool) -> bool {
+    while out.len() < limit {
+        let Some(object) = items.next() else {
+            out.extend_from_slice(b"]}");
+            return true;
+        };
+        if !first {
+            out.push(b',');
+        }
+        first = false;
+        object.write_json(out);
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_go_round() {
+        let text = Continue::encode(7, "ns/a\0".into());
+        let token = Continue::decode(&text).unwrap();
+        assert_eq!((token.rv, token.start.as_str()), (7, "ns/a\0"));
+        for bad in ["x", "e30", "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiIifQ"] {
+            assert_eq!(Continue::decode(bad).unwrap_err().code, 400, "{bad}");
+        }
+    }
+
+    #[test]
+    fn streams_lists_of_any_length() {
+        for n in [0, 1, 2, 3000] {
+            let items: Vec<Arc<Encoded>> = (0..n)
+                .map(|i| {
+                    let body = format!("{{\"metadata\":{{\"name\":\"n{i}\"}},\"data\":\"{}\"}}", "x".repeat(100));
+                    Arc::new(Encoded::new(body.into(), 5, |_| vec![]).unwrap())
+                })
+                .collect();
+            let body = stream_items(b"{\"items\":[".to_vec(), items);
+            let bytes = futures::executor::block_on(body.collect(usize::MAX)).unwrap();
+            let value: Value = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(value["items"].as_array().unwrap().len(), n);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Objects as clients asked to see them: in another version, as metadata alone, as table rows; in JSON, YAML or
+//! protobuf.
+
+use std::borrow::Cow;
+
+use apimachinery::object::Encoded;
+use apimachinery::status::Status;
+use http::{HeaderValue, Response, StatusCode, header};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::{Entry, meta};
+use crate::http::Body;
+use crate::http::negotiation::{Accept, Encoding, View};
+use crate::http::respond;
+use crate::wire;
+
+/// How much of each object a table row carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IncludeObject {
+    None,
+    #[default]
+    Metadata,
+    Object,
+}
+
+impl IncludeObject {
+    pub fn parse(text: Option<&str>) -> Result<IncludeObject, Status> {
+        match text {
+            None | Some("" | "Metadata") => Ok(IncludeObject::Metadata),
+            Some("None") => Ok(IncludeObject::None),
+            Some("Object") => Ok(IncludeObject::Object),
+            Some(other) => Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+        }
+    }
+}
+
+/// Everything that decides what an object looks like to one client.
+#[derive(Clone, Copy)]
+pub struct Show<'a> {
+    pub entry: &'a Entry,
+    pub accept: Accept,
+    pub include: IncludeObject,
+    pub now: Timestamp,
+}
+
+impl Show<'_> {
+    /// Whether clients get the stored bytes as they are.
+    pub fn is_verbatim(&self) -> bool {
+        self.accept.encoding == Encoding::Json
+            && self.accept.view == View::Whole
+            && !self.accept.pretty
+            && self.entry.is_storage_version()
+            && self.entry.custom.as_ref().is_none_or(|c| c.reads_verbatim())
+    }
+
+    /// The object in the version of the request.
+    pub fn value(&self, object: &Encoded) -> Result<Value, Status> {
+        let value: Value = if object.splice == 0 || object.resource_version == 0 {
+            serde_json::from_slice(&object.body).map_err(Status::internal)?
+        } else {
+            object.to_value().map_err(Status::internal)?
+        };
+        self.from_storage(value)
+    }
+
+    fn from_storage(&self, mut value: Value) -> Result<Value, Status> {
+        from_storage(self.entry, &mut value)?;
+        Ok(value)
+    }
+
+    /// The object as it appears by itself or in a watch event.
+    pub fn single(&self, object: &Encoded) -> Result<Value, Status> {
+        let value = self.value(object)?;
+        Ok(match self.accept.view {
+            View::Whole => value,
+            View::Metadata => partial(&value),
+            View::Table => self.table(&[Cow::Owned(value)], None),
+        })
+    }
+
+    /// The answer with one object.
+    pub fn response(&self, code: StatusCode, object: &Encoded) -> Result<Response<Body>, Status> {
+        if self.is_verbatim() {
+            let pieces = object.parts().into_iter().filter(|p| !p.is_empty()).collect();
+            let mut response = Response::new(Body::Pieces(pieces));
+            *response.status_mut() = code;
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            return Ok(response);
+        }
+        Ok(respond::value(code, &self.single(object)?, self.accept))
+    }
+
+    /// A Table of `objects`, which are in the version of the request.
+    pub fn table(&self, objects: &[Cow<'_, Value>], list_metadata: Option<Value>) -> Value {
+        let rows: Vec<Value> = objects.iter().map(|object| self.row(object)).collect();
+        let metadata = list_metadata.unwrap_or_else(|| match objects {
+            [one] => json!({"resourceVersion": meta::text(one, "resourceVersion")}),
+            _ => json!({}),
+        });
+        json!({
+            "kind": "Table",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": metadata,
+            "columnDefinitions": self.columns(),
+            "rows": rows,
+        })
+    }
+
+    pub fn columns(&self) -> Vec<Value> {
+        match &self.entry.custom {
+            Some(custom) => custom.columns(),
+            None => wire::columns(self.entry),
+        }
+    }
+
+    pub fn row(&self, object: &Value) -> Value {
+        let cells = match &self.entry.custom {
+            Some(custom) => custom.cells(object, self.now),
+            None => wire::cells(self.entry, object, self.now),
+        };
+        let mut row = Map::new();
+        row.insert("cells".to_owned(), cells.into());
+        match self.include {
+            IncludeObject::None => {}
+            IncludeObject::Metadata => {
+                row.insert("object".to_owned(), partial(object));
+            }
+            IncludeObject::Object => {
+                row.insert("object".to_owned(), object.clone());
+            }
+        }
+        Value::Object(row)
+    }
+}
+
+/// `metav1.PartialObjectMetadata` of an object.
+pub fn partial(object: &Value) -> Value {
+    json!({
+        "kind": "PartialObjectMetadata",
+        "apiVersion": "meta.k8s.io/v1",
+        "metadata": object["metadata"],
+    })
+}
+
+/// Turns a stored object into the version of `entry`.
+pub fn from_storage(entry: &Entry, value: &mut Value) -> Result<(), Status> {
+    if let Some(custom) = &entry.custom {
+        return custom.from_storage(value);
+    }
+    if !entry.is_storage_version() {
+        api::convert::convert(value, &entry.group, &entry.version);
+        value["apiVersion"] = entry.api_version().into();
+    }
+    Ok(())
+}
+
+/// Turns an object in the version of `entry` into the one that is stored.
+pub fn to_storage(entry: &Entry, value: &mut Value) -> Result<(), Status> {
+    if let Some(custom) = &entry.custom {
+        return custom.to_storage(value);
+    }
+    if !entry.is_storage_version() {
+        api::convert::convert(value, &entry.storage_group, &entry.storage_version);
+        value["apiVersion"] = entry.storage_api_version().into();
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! Watches over HTTP: the present state if asked for, then changes, bookmarks, an end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use apimachinery::object::Encoded;
+use apimachinery::status::Status;
+use bytes::Bytes;
+use futures::stream;
+use http::{HeaderValue, Response, header};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::output::{IncludeObject, Show};
+use super::selection::Selection;
+use super::{Entry, Registry};
+use crate::cache::events::write_json_event;
+use crate::cache::{EventKind, Frame, Start, Watcher};
+use crate::http::Body;
+use crate::http::body::BoxError;
+use crate::http::negotiation::{Accept, Encoding, View};
+use crate::http::request_info::Query;
+use crate::http::respond;
+use crate::wire;
+
+const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// A watch whose client names no timeout ends after this, and up to twice as much.
+const TIMEOUT_MIN: Duration = Duration::from_secs(1800);
+/// Bytes of initial events in one chunk.
+const CHUNK_BYTES: usize = 64 << 10;
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+/// The watch parameters of a request.
+#[derive(Clone, Debug, Default)]
+pub struct WatchOptions {
+    pub resource_version: Option<u64>,
+    pub bookmarks: bool,
+    pub send_initial_events: Option<bool>,
+    pub timeout: Option<Duration>,
+}
+
+impl WatchOptions {
+    pub fn parse(query: &Query) -> Result<WatchOptions, Status> {
+        use apimachinery::field_path::Path;
+        use apimachinery::status::FieldError;
+        let number = |name: &str| {
+            query
+                .non_empty(name)
+                .map(|t| t.parse::<u64>().map_err(|_| Status::bad_request(format!("{name}: invalid value {t:?}"))))
+                .transpose()
+        };
+        let send_initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
+        if send_initial_events.is_some() && query.non_empty("resourceVersionMatch") != Some("NotOlderThan") {
+            let path = Path::new("resourceVersionMatch");
+            let error = FieldError::forbidden(&path, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+            return Err(Status::invalid("ListOptions", "meta.k8s.io", "", vec![error]));
+        }
+        Ok(WatchOptions {
+            resource_version: number("resourceVersion")?,
+            bookmarks: query.flag("allowWatchBookmarks"),
+            send_initial_events,
+            timeout: number("timeoutSeconds")?.filter(|s| *s > 0).map(Duration::from_secs),
+        })
+    }
+}
+
+/// How events become bytes for one client.
+struct Encoder {
+    entry: Arc<Entry>,
+    accept: Accept,
+    include: IncludeObject,
+    verbatim: bool,
+    /// The column definitions go out once.
+    columns_sent: bool,
+}
+
+impl Encoder {
+    fn show(&self) -> Show<'_> {
+        Show { entry: &self.entry, accept: self.accept, include: self.include, now: Timestamp::now() }
+    }
+
+    fn event(&mut self, kind: EventKind, frame: &Frame) -> Option<Bytes> {
+        if self.verbatim {
+            return Some(frame.json(kind));
+        }
+        if self.accept.encoding == Encoding::Protobuf && self.accept.view == View::Whole && self.entry.custom.is_none() {
+            let show = self.show();
+            return frame.protobuf(kind, |kind, object| {
+                wire::encode_event(kind.name(), &show.single(object).ok()?, show.accept)
+            });
+        }
+        self.object(kind, &frame.event.object_for(kind))
+    }
+
+    fn object(&mut self, kind: EventKind, object: &Encoded) -> Option<Bytes> {
+        if self.verbatim {
+            let mut out = Vec::with_capacity(object.body.len() + 96);
+            write_json_event(&mut out, kind, object);
+            return Some(out.into());
+        }
+        let mut value = match self.show().single(object) {
+            Ok(value) => value,
+            Err(error) => return wire::encode_event("ERROR", &respond::status_value(&error), self.accept),
+        };
+        if self.accept.view == View::Table {
+            if self.columns_sent {
+                value["columnDefinitions"] = Value::Null;
+            }
+            self.columns_sent = true;
+        }
+        wire::encode_event(kind.name(), &value, self.accept)
+    }
+
+    fn bookmark(&self, revision: u64, initial_end: bool) -> Option<Bytes> {
+        let mut metadata = json!({"resourceVersion": revision.to_string()});
+        if self.accept.view != View::Table {
+            metadata["creationTimestamp"] = Value::Null;
+        }
+        if initial_end {
+            metadata["annotations"] = json!({INITIAL_EVENTS_END: "true"});
+        }
+        let object = match self.accept.view {
+            View::Whole => {
+                json!({"kind": self.entry.kind, "apiVersion": self.entry.api_version(), "metadata": metadata})
+            }
+            View::Metadata => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            }
+            View::Table => {
+                let object = json!({"kind": self.entry.kind, "apiVersion": self.entry.api_version(), "metadata": metadata});
+                let row = json!({"cells": [], "object": super::output::partial(&object)});
+                json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1",
+                    "metadata": {"resourceVersion": revision.to_string()}, "columnDefinitions": null, "rows": [row]})
+            }
+        };
+        wire::encode_event("BOOKMARK", &object, self.accept)
+    }
+}
+
+struct Progress {
+    watcher: Watcher,
+    encoder: Encoder,
+    initial: std::vec::IntoIter<Arc<Encoded>>,
+    /// The bookmark that ends the initial events is still to be sent.
+    initial_end: Option<u64>,
+    bookmark_at: Option<Instant>,
+    until: Instant,
+    sent: u64,
+    _guard: Option<crate::metrics::Gauge>,
+}
+
+impl Progress {
+    /// The next bytes; `None` at the end.
+    async fn step(&mut self) -> Option<Bytes> {
+        loop {
+            if self.initial.len() > 0 {
+                let mut out = Vec::new();
+                for object in self.initial.by_ref() {
+                    if let Some(bytes) = self.encoder.object(EventKind::Added, &object) {
+                        out.extend_from_slice(&bytes);
+                    }
+                    if out.len() >= CHUNK_BYTES {
+                        break;
+                    }
+                }
+                return Some(out.into());
+            }
+            if let Some(revision) = self.initial_end.take() {
+                self.sent = revision;
+                return self.encoder.bookmark(revision, true);
+            }
+            let bookmark_at = self.bookmark_at.unwrap_or(self.until);
+            let (kind, frame) = tokio::select! {
+                biased;
+                event = self.watcher.next() => event?,
+                () = tokio::time::sleep_until(self.until.min(bookmark_at)) => {
+                    if Instant::now() >= self.until {
+                        return None;
+                    }
+                    self.bookmark_at = Some(Instant::now() + BOOKMARK_EVERY);
+                    let progress = self.watcher.progress();
+                    match self.watcher.ready() {
+                        Some(event) => event,
+                        None if progress > self.sent => {
+                            self.sent = progress;
+                            return self.encoder.bookmark(progress, false);
+                        }
+                        None => continue,
+                    }
+                }
+            };
+            self.sent = self.sent.max(frame.event.revision);
+            let mut bytes = match self.encoder.event(kind, &frame) {
+                Some(bytes) => bytes,
+                None => continue,
+            };
+            // What waits already goes out in the same write.
+            let mut joined: Option<Vec<u8>> = None;
+            while bytes.len() + joined.as_ref().map_or(0, Vec::len) < CHUNK_BYTES
+                && let Some((kind, frame)) = self.watcher.ready()
+            {
+                self.sent = self.sent.max(frame.event.revision);
+                if let Some(more) = self.encoder.event(kind, &frame) {
+                    joined.get_or_insert_with(|| bytes.to_vec()).extend_from_slice(&more);
+                }
+            }
+            if let Some(joined) = joined {
+                bytes = joined.into();
+            }
+            return Some(bytes);
+        }
+    }
+}
+
+impl Registry {
+    pub async fn watch(
+        &self,
+        entry: &Arc<Entry>,
+        selection: &Selection,
+        options: &WatchOptions,
+        accept: Accept,
+        include: IncludeObject,
+    ) -> Result<Response<Body>, Status> {
+        let cache = self.cache_of(entry)?;
+        let initial = options.send_initial_events;
+        let start = match (initial, options.resource_version) {
+            (Some(true), _) => Start::State,
+            (Some(false), None | Some(0)) => Start::Now,
+            (None, None | Some(0)) => Start::State,
+            (_, Some(version)) => Start::After(version),
+        };
+        // A state asked for must be the newest one, or at least as new as the client has seen.
+        let fresh = match options.resource_version {
+            None => self.cache.catch_up().await.map_err(|e| respond::store_error(&e))?,
+            Some(version) => self.cache.wait_for(version, Duration::from_secs(3)).await,
+        };
+        if !fresh && let Some(version) = options.resource_version {
+            return Err(Status::too_large(version, self.cache.revision()));
+        }
+        let content_type = match accept.encoding {
+            Encoding::Json => "application/json",
+            Encoding::Yaml => return Err(Status::not_acceptable(&["application/json", "application/vnd.kubernetes.protobuf"])),
+            Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        };
+        let body = match cache.watch(&selection.prefix(), selection.matcher(), start) {
+            Ok(mut watcher) => {
+                let timeout = options.timeout.unwrap_or_else(|| {
+                    TIMEOUT_MIN + Duration::from_millis(rand::random::<u64>() % TIMEOUT_MIN.as_millis() as u64)
+                });
+                let revision = watcher.revision;
+                let encoder = Encoder {
+                    verbatim: Show { entry, accept, include, now: Timestamp::UNIX_EPOCH }.is_verbatim(),
+                    entry: entry.clone(),
+                    accept,
+                    include,
+                    columns_sent: false,
+                };
+                let progress = Progress {
+                    initial: std::mem::take(&mut watcher.initial).into_iter(),
+                    initial_end: (initial == Some(true) && options.bookmarks).then_some(revision),
+                    bookmark_at: options.bookmarks.then(|| Instant::now() + BOOKMARK_EVERY),
+                    until: Instant::now() + timeout,
+                    sent: if start == Start::State { revision } else { options.resource_version.unwrap_or(revision) },
+                    watcher,
+                    encoder,
+                    _guard: None,
+                };
+                Body::stream(stream::unfold(progress, |mut progress| async move {
+                    let bytes = progress.step().await?;
+                    Some((Ok::<_, BoxError>(bytes), progress))
+                }))
+            }
+            Err(too_old) => {
+                let status = Status::too_old(options.resource_version.unwrap_or(0), too_old.oldest);
+                Body::full(wire::encode_event("ERROR", &respond::status_value(&status), accept).unwrap_or_default())
+            }
+        };
+        let mut response = Response::new(body);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        Ok(response)
+    }
+}

@@ -1,0 +1,477 @@
+//! Creating and changing objects: defaults, ownership, admission, strategy, validation, storage, in upstream's order.
+
+use std::sync::Arc;
+
+use apimachinery::clock::Clock;
+use apimachinery::object::Encoded;
+use apimachinery::status::{FieldError, Status};
+use apimachinery::user::UserInfo;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde_json::Value;
+use storage::{Expect, LeaseId, Store};
+
+use super::{Entry, Registry, Stored, meta, ownership, unchanged};
+use crate::http::respond;
+use crate::seams::{AdmissionRequest, Operation, Policy, Reservation};
+
+/// Rounds of read, change and compare-and-put before a write gives up.
+const ATTEMPTS_MAX: usize = 8;
+/// Names tried for an object with `generateName`.
+const NAMES_MAX: usize = 8;
+
+/// One write request: what to write with, besides the object.
+pub struct Write<'a> {
+    pub registry: &'a Registry,
+    pub entry: &'a Entry,
+    /// Empty for the object as a whole.
+    pub subresource: &'a str,
+    pub user: &'a UserInfo,
+    /// Absent for the server's own writes, which no admission sees.
+    pub policy: Option<Arc<Policy>>,
+    pub dry_run: bool,
+    pub manager: String,
+    /// CreateOptions, UpdateOptions, PatchOptions or DeleteOptions, for admission.
+    pub options: Value,
+    pub warnings: Vec<String>,
+}
+
+/// What an update does with the stored object.
+pub enum Change<'a> {
+    /// Puts this in its place (storage version, decoded and with schema defaults).
+    Replace(Value),
+    /// Computes the new object from the old one; both in the storage version. Also returns warnings.
+    With(&'a (dyn Fn(&Value) -> Result<(Value, Vec<String>), Status> + Send + Sync)),
+    /// Server-side apply.
+    Apply { config: Value, force: bool },
+}
+
+/// An object as it was written.
+pub struct Written {
+    pub object: Arc<Encoded>,
+    pub created: bool,
+}
+
+impl Write<'_> {
+    fn invalid(&self, name: &str, errors: Vec<FieldError>) -> Result<(), Status> {
+        if errors.is_empty() {
+            return Ok(());
+        }
+        Err(Status::invalid(&self.entry.kind, &self.entry.group, name, errors))
+    }
+
+    async fn admit(
+        &mut self,
+        operation: Operation,
+        namespace: &str,
+        name: &str,
+        object: &mut Value,
+        old: Option<&Value>,
+        validating: bool,
+    ) -> Result<(), Status> {
+        let Some(policy) = self.policy.clone() else { return Ok(()) };
+        let kind = match self.entry.subresource(self.subresource) {
+            Some(s) if !self.subresource.is_empty() => &s.kind,
+            _ => &self.entry.kind,
+        };
+        let mut request = AdmissionRequest {
+            operation,
+            group: &self.entry.group,
+            version: &self.entry.version,
+            kind,
+            resource: &self.entry.resource,
+            subresource: self.subresource,
+            namespace,
+            name,
+            user: self.user,
+            dry_run: self.dry_run,
+            options: &self.options,
+            object,
+            old_object: old,
+            warnings: &mut self.warnings,
+        };
+        if validating {
+            policy.admission.validate(&mut request).await
+        } else {
+            policy.admission.admit(&mut request).await
+        }
+    }
+
+    /// Stores a new object, given in the storage version.
+    pub async fn create(&mut self, namespace: &str, mut object: Value) -> Result<Written, Status> {
+        let entry = self.entry;
+        if !meta::text(&object, "resourceVersion").is_empty() {
+            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+        }
+        entry.strategy.defaults(&mut object);
+        ownership::created(self, &mut object)?;
+        self.finish_create(namespace, object).await
+    }
+
+    /// As [`Write::create`] where the managed fields are settled.
+    async fn finish_create(&mut self, namespace: &str, mut object: Value) -> Result<Written, Status> {
+        let (entry, registry) = (self.entry, self.registry);
+        let cache = registry.cache_of(entry)?;
+        if entry.namespaced {
+            meta::set(&mut object, "namespace", namespace);
+        }
+        let name = meta::text(&object, "name").to_owned();
+        let namespace_seen = if entry.is("", "namespaces") { name.clone() } else { namespace.to_owned() };
+        self.admit(Operation::Create, &namespace_seen, &name, &mut object, None, false).await?;
+        entry.strategy.defaults(&mut object);
+        let metadata = meta::metadata(&mut object);
+        metadata.remove("selfLink");
+        metadata.insert("uid".to_owned(), apimachinery::names::uid().into());
+        metadata.insert("creationTimestamp".to_owned(), registry.clock.now_rfc3339().into());
+        if entry.namespaced {
+            metadata.insert("namespace".to_owned(), namespace.into());
+        } else {
+            metadata.remove("namespace");
+        }
+        entry.strategy.prepare_for_create(&mut object);
+        if let Some(custom) = &entry.custom {
+            custom.prepare_for_create(&mut object);
+        }
+        let base = meta::text(&object, "generateName").to_owned();
+        let generated = meta::text(&object, "name").is_empty() && !base.is_empty();
+        let mut attempt = 0;
+        loop {
+            if generated {
+                meta::set(&mut object, "name", apimachinery::names::generate(&base));
+            }
+            let name = meta::text(&object, "name").to_owned();
+            if attempt == 0 {
+                let mut errors = entry.strategy.validate(&object);
+                if let Some(custom) = &entry.custom {
+                    errors.extend(custom.validate(&object));
+                }
+                self.invalid(&name, errors)?;
+                self.warnings.extend(entry.strategy.warnings(&object, None));
+                self.admit(Operation::Create, &namespace_seen, &name, &mut object, None, true).await?;
+            }
+            let reserved = self.reserve(&mut object, None).await?;
+            let encoded = encode(entry, object.clone());
+            let key = entry.key(namespace, &name);
+            if self.dry_run {
+                self.release(reserved).await;
+                return match cache.get(&key) {
+                    Some(_) => Err(Status::already_exists(&entry.resource, &entry.group, &name)),
+                    None => Ok(Written { object: without_revision(encoded), created: true }),
+                };
+            }
+            let lease = self.lease().await?;
+            match registry.put(cache, &key, Expect::Absent, Arc::new(encoded.clone()), lease).await {
+                Ok(Stored::Done { revision }) => {
+                    let object = Arc::new(Encoded { resource_version: revision, ..encoded });
+                    return Ok(Written { object, created: true });
+                }
+                Ok(Stored::Changed(_)) => {
+                    self.release(reserved).await;
+                    attempt += 1;
+                    if !generated {
+                        return Err(Status::already_exists(&entry.resource, &entry.group, &name));
+                    }
+                    if attempt == NAMES_MAX {
+                        return Err(Status::generate_name_conflict(&entry.resource, &entry.group, &name));
+                    }
+                }
+                Err(error) => {
+                    self.release(reserved).await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn lease(&self) -> Result<LeaseId, Status> {
+        if self.entry.resource != "events" {
+            return Ok(0);
+        }
+        self.registry.leases.for_events(&*self.registry.store, &self.registry.clock).await
+    }
+
+    async fn reserve(&self, object: &mut Value, old: Option<&Value>) -> Result<Option<Reservation>, Status> {
+        let ours = self.entry.is("", "services") && self.subresource.is_empty();
+        match &self.policy {
+            Some(policy) if ours => policy.allocators.reserve(object, old).await.map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    async fn release(&self, reserved: Option<Reservation>) {
+        if let (Some(policy), Some(reserved)) = (&self.policy, reserved) {
+            policy.allocators.release(reserved).await;
+        }
+    }
+
+    /// Changes a stored object, in as many rounds as it takes while nobody said which revision it must be at.
+    pub async fn update(&mut self, namespace: &str, name: &str, change: Change<'_>) -> Result<Written, Status> {
+        let (entry, registry) = (self.entry, self.registry);
+        let cache = registry.cache_of(entry)?;
+        let key = entry.key(namespace, name);
+        let mut fresh = false;
+        let mut current = cache.get(&key);
+        if current.is_none() {
+            current = registry.read(cache, &key).await?;
+            fresh = true;
+        }
+        let warnings = self.warnings.len();
+        for _ in 0..ATTEMPTS_MAX {
+            self.warnings.truncate(warnings);
+            let Some(stored) = current.clone() else {
+                match self.create_instead(namespace, name, &change).await {
+                    // Somebody else was first: change what they made.
+                    Err(status) if status.reason == "AlreadyExists" && !matches!(change, Change::Replace(_)) => {
+                        current = registry.read(cache, &key).await?;
+                        fresh = true;
+                        continue;
+                    }
+                    done => return done,
+                }
+            };
+            let old = stored.to_value().map_err(Status::internal)?;
+            let attempted = self.change_once(namespace, name, &old, &change).await;
+            let settled = match &attempted {
+                Ok(new) => !meta::same(new, &old),
+                Err(_) => false,
+            };
+            if !settled && !fresh {
+                // The cache may lag: neither a failure nor "nothing changed" counts against an old state.
+                let now = registry.read(cache, &key).await?;
+                fresh = true;
+                if now.as_ref().map(|n| n.resource_version) != Some(stored.resource_version) {
+                    current = now;
+                    continue;
+                }
+            }
+            let mut new = attempted?;
+            if !settled {
+                return Ok(Written { object: stored, created: false });
+            }
+            let reserved = self.reserve(&mut new, Some(&old)).await?;
+            let removing = should_remove(entry, &new);
+            let encoded = encode(entry, new);
+            if self.dry_run {
+                self.release(reserved).await;
+                let object = Encoded { resource_version: stored.resource_version, ..encoded };
+                return Ok(Written { object: Arc::new(object), created: false });
+            }
+            let outcome = if removing {
+                registry.remove(cache, &key, unchanged(&stored)).await
+            } else {
+                let lease = self.lease().await?;
+                registry.put(cache, &key, unchanged(&stored), Arc::new(encoded.clone()), lease).await
+            };
+            match outcome {
+                Ok(Stored::Done { revision }) => {
+                    let object = Arc::new(Encoded { resource_version: revision, ..encoded });
+                    return Ok(Written { object, created: false });
+                }
+                Ok(Stored::Changed(now)) => {
+                    self.release(reserved).await;
+                    current = now;
+                    fresh = true;
+                }
+                Err(error) => {
+                    self.release(reserved).await;
+                    return Err(error);
+                }
+            }
+        }
+        Err(Status::conflict(&entry.resource, &entry.group, name, apimachinery::status::MODIFIED))
+    }
+
+    async fn create_instead(&mut self, namespace: &str, name: &str, change: &Change<'_>) -> Result<Written, Status> {
+        let entry = self.entry;
+        let missing = || Status::not_found(&entry.resource, &entry.group, name);
+        match change {
+            Change::Replace(object) if self.subresource.is_empty() && entry.strategy.allow_create_on_update() => {
+                if meta::resource_version(object).is_some() {
+                    return Err(missing());
+                }
+                self.create(namespace, object.clone()).await
+            }
+            Change::Apply { config, force } if self.subresource.is_empty() => {
+                if !meta::text(config, "uid").is_empty() {
+                    return Err(Status::conflict(
+                        &entry.resource,
+                        &entry.group,
+                        name,
+                        format!(
+                            "uid mismatch: the provided object specified uid {}, and no existing object was found",
+                            meta::text(config, "uid")
+                        ),
+                    ));
+                }
+                let mut object = ownership::applied(self, None, config, *force)?;
+                entry.strategy.defaults(&mut object);
+                meta::clear(&mut object, "resourceVersion");
+                self.finish_create(namespace, object).await
+            }
+            _ => Err(missing()),
+        }
+    }
+
+    /// The object as it would be stored, from what is stored now.
+    async fn change_once(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        old: &Value,
+        change: &Change<'_>,
+    ) -> Result<Value, Status> {
+        let entry = self.entry;
+        let mut new = match change {
+            Change::Replace(object) => object.clone(),
+            Change::With(compute) => {
+                let (new, warnings) = compute(old)?;
+                self.warnings.extend(warnings);
+                new
+            }
+            Change::Apply { config, force } => ownership::applied(self, Some(old), config, *force)?,
+        };
+        let current = meta::text(old, "resourceVersion").to_owned();
+        match meta::text(&new, "resourceVersion") {
+            "" | "0" if entry.strategy.allow_unconditional_update() || !matches!(change, Change::Replace(_)) => {}
+            "" | "0" => {
+                let path = apimachinery::field_path::Path::new("metadata").child("resourceVersion");
+                let error = FieldError::invalid(&path, 0, "must be specified for an update");
+                return Err(Status::invalid(&entry.kind, &entry.group, name, vec![error]));
+            }
+            given if given == current => {}
+            _ => {
+                return Err(Status::conflict(&entry.resource, &entry.group, name, apimachinery::status::MODIFIED));
+            }
+        }
+        meta::set(&mut new, "resourceVersion", current);
+        let (uid, old_uid) = (meta::text(&new, "uid"), meta::text(old, "uid"));
+        if !uid.is_empty() && uid != old_uid {
+            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
+            return Err(Status::conflict(&entry.resource, &entry.group, name, why));
+        }
+        if entry.namespaced && meta::text(&new, "namespace").is_empty() {
+            meta::set(&mut new, "namespace", namespace);
+        }
+        if meta::text(&new, "name").is_empty() {
+            meta::set(&mut new, "name", name);
+        }
+        entry.strategy.defaults(&mut new);
+        if !matches!(change, Change::Apply { .. }) {
+            ownership::updated(self, old, &mut new)?;
+        }
+        let namespace_seen = if entry.is("", "namespaces") { name } else { namespace };
+        self.admit(Operation::Update, namespace_seen, name, &mut new, Some(old), false).await?;
+        entry.strategy.defaults(&mut new);
+        meta::clear(&mut new, "selfLink");
+        let errors = if self.subresource.is_empty() {
+            entry.strategy.prepare_for_update(&mut new, old);
+            if let Some(custom) = &entry.custom {
+                custom.prepare_for_update(&mut new, old);
+            }
+            entry.strategy.validate_update(&new, old)
+        } else {
+            if let Some(custom) = &entry.custom {
+                custom.prepare_for_status_update(&mut new, old);
+            } else {
+                entry.strategy.prepare_for_subresource_update(self.subresource, &mut new, old);
+            }
+            entry.strategy.validate_subresource_update(self.subresource, &new, old)
+        };
+        let mut errors = errors;
+        if let Some(custom) = &entry.custom {
+            errors.extend(custom.validate(&new));
+        }
+        self.invalid(name, errors)?;
+        self.warnings.extend(entry.strategy.warnings(&new, Some(old)));
+        self.admit(Operation::Update, namespace_seen, name, &mut new, Some(old), true).await?;
+        Ok(new)
+    }
+
+    /// Writes what `change` makes of the stored object, past admission, ownership and the strategy's preparation:
+    /// for subresources that set one field themselves (binding, eviction, deletion marks).
+    pub async fn edit(
+        &self,
+        namespace: &str,
+        name: &str,
+        change: &(dyn Fn(&Value) -> Result<Option<Value>, Status> + Send + Sync),
+    ) -> Result<Arc<Encoded>, Status> {
+        let (entry, registry) = (self.entry, self.registry);
+        let cache = registry.cache_of(entry)?;
+        let key = entry.key(namespace, name);
+        for _ in 0..ATTEMPTS_MAX {
+            let stored = registry
+                .read(cache, &key)
+                .await?
+                .ok_or_else(|| Status::not_found(&entry.resource, &entry.group, name))?;
+            let old = stored.to_value().map_err(Status::internal)?;
+            let Some(new) = change(&old)? else { return Ok(stored) };
+            if self.dry_run || meta::same(&new, &old) {
+                return Ok(Arc::new(Encoded { resource_version: stored.resource_version, ..encode(entry, new) }));
+            }
+            let encoded = encode(entry, new);
+            if let Stored::Done { revision } =
+                registry.put(cache, &key, unchanged(&stored), Arc::new(encoded.clone()), 0).await?
+            {
+                return Ok(Arc::new(Encoded { resource_version: revision, ..encoded }));
+            }
+        }
+        Err(Status::conflict(&entry.resource, &entry.group, name, apimachinery::status::MODIFIED))
+    }
+}
+
+/// Whether an object on its way out has nothing left that holds it.
+pub fn should_remove(entry: &Entry, new: &Value) -> bool {
+    if !meta::is_deleting(new) || !meta::finalizers(new).is_empty() {
+        return false;
+    }
+    if entry.is("", "namespaces") {
+        return new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+    }
+    new["metadata"]["deletionGracePeriodSeconds"].as_i64() == Some(0)
+}
+
+/// An object as it goes to the store.
+pub fn encode(entry: &Entry, mut object: Value) -> Encoded {
+    meta::clear(&mut object, "resourceVersion");
+    let body: Bytes = serde_json::to_vec(&object).unwrap_or_default().into();
+    let fields = match &entry.custom {
+        Some(custom) => custom.selectable_fields(&object),
+        None => entry.strategy.selectable_fields(&object),
+    };
+    Encoded::with_value(body, 0, &object, fields)
+}
+
+/// An object that has no resource version, being stored nowhere.
+pub fn without_revision(object: Encoded) -> Arc<Encoded> {
+    Arc::new(Encoded { splice: 0, ..object })
+}
+
+/// Leases that events share, a bucket of a minute each.
+#[derive(Default)]
+pub struct Leases {
+    events: Mutex<Option<(i64, LeaseId)>>,
+    granting: tokio::sync::Mutex<()>,
+}
+
+const EVENT_TTL_SECONDS: i64 = 3600;
+const EVENT_BUCKET_SECONDS: i64 = 60;
+
+impl Leases {
+    async fn for_events(&self, store: &dyn Store, clock: &Clock) -> Result<LeaseId, Status> {
+        let now = clock.now().as_second();
+        let usable = |bucket: Option<(i64, LeaseId)>| {
+            bucket.filter(|(since, _)| (0..EVENT_BUCKET_SECONDS).contains(&(now - since))).map(|(_, lease)| lease)
+        };
+        if let Some(lease) = usable(*self.events.lock()) {
+            return Ok(lease);
+        }
+        let _one = self.granting.lock().await;
+        if let Some(lease) = usable(*self.events.lock()) {
+            return Ok(lease);
+        }
+        let ttl = EVENT_TTL_SECONDS + EVENT_BUCKET_SECONDS;
+        let lease = store.lease_grant(ttl).await.map_err(|e| respond::store_error(&e))?;
+        *self.events.lock() = Some((now, lease));
+        Ok(lease)
+    }
+}
