@@ -1,6 +1,7 @@
 //! From the socket to a request that is understood, authenticated and authorized, and back.
 
 pub mod body;
+pub mod compression;
 pub mod connection;
 pub mod filters;
 pub mod negotiation;

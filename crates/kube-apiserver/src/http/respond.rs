@@ -1,6 +1,6 @@
 //! Answers that are not objects of the registry.
 
-use apimachinery::status::{Details, Status};
+use apimachinery::status::{Cause, Details, Status};
 use http::{Response, StatusCode, header};
 use serde_json::Value;
 
@@ -8,74 +8,56 @@ use super::body::Body;
 use super::negotiation::{Accept, Encoding};
 use crate::wire;
 
-pub fn failure(code: u16, reason: &str, message: impl Into<String>) -> Status {
-    Status {
-        status: "Failure".to_owned(),
-        message: message.into(),
-        reason: reason.to_owned(),
-        details: None,
-        code,
-    }
-}
-
+/// Constructors this module needs for itself.
 pub fn bad_request(message: impl Into<String>) -> Status {
-    failure(400, "BadRequest", message)
-}
-
-pub fn internal(message: impl std::fmt::Display) -> Status {
-    failure(500, "InternalError", format!("Internal error occurred: {message}"))
+    Status::bad_request(message)
 }
 
 pub fn too_large(limit: usize) -> Status {
-    failure(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
-}
-
-pub fn not_acceptable(offered: &str) -> Status {
-    failure(406, "NotAcceptable", format!("only the following media types are accepted: {offered}"))
-}
-
-pub fn path_not_found() -> Status {
-    failure(404, "NotFound", "the server could not find the requested resource")
-}
-
-pub fn unavailable(message: impl Into<String>) -> Status {
-    failure(503, "ServiceUnavailable", message)
-}
-
-pub fn timeout(message: impl Into<String>) -> Status {
-    failure(504, "Timeout", message)
-}
-
-pub fn gone(message: impl Into<String>) -> Status {
-    failure(410, "Expired", message)
-}
-
-pub fn too_many_requests(message: impl Into<String>, retry_after_seconds: u32) -> Status {
-    Status {
-        details: Some(Box::new(Details { retry_after_seconds, ..Details::default() })),
-        ..failure(429, "TooManyRequests", message)
-    }
+    Status::request_entity_too_large(format!("limit is {limit}"))
 }
 
 /// A failure of the store, as clients see it.
 pub fn store_error(error: &storage::Error) -> Status {
     match error {
         storage::Error::Compacted { .. } => {
-            gone("The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.")
+            Status::expired("The resourceVersion for the provided list is too old.")
         }
         storage::Error::FutureRevision { requested, current } => {
-            timeout(format!("Too large resource version: {requested}, current: {current}"))
+            Status::too_large(*requested as u64, *current as u64)
         }
-        other => internal(other),
+        other => Status::internal(other),
     }
+}
+
+/// Where a Status carries the continue token of its metadata until it is written.
+const CONTINUE: &str = "metadata.continue";
+
+/// Gives a 410 the token with which a list can go on from the present state.
+pub fn set_continue(status: &mut Status, token: String) {
+    let cause = Cause { reason: CONTINUE.to_owned(), message: token, field: String::new() };
+    status.details.get_or_insert_default().causes.push(cause);
 }
 
 /// The Status as a JSON value, with `kind` and `apiVersion`.
 pub fn status_value(status: &Status) -> Value {
-    let mut value = serde_json::to_value(status).unwrap_or_default();
-    value["kind"] = "Status".into();
-    value["apiVersion"] = "v1".into();
-    value["metadata"] = Value::Object(Default::default());
+    let mut status = status.clone();
+    let mut token = None;
+    if let Some(details) = &mut status.details {
+        details.causes.retain(|c| {
+            if c.reason == CONTINUE {
+                token = Some(c.message.clone());
+            }
+            c.reason != CONTINUE
+        });
+        if **details == Details::default() && token.is_some() {
+            status.details = None;
+        }
+    }
+    let mut value = status.to_value();
+    if let Some(token) = token {
+        value["metadata"]["continue"] = token.into();
+    }
     value
 }
 

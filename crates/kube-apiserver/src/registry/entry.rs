@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use api::Strategy;
 use apimachinery::resources::ResourceInfo;
-use apimachinery::schema::Schema;
 
 use crate::cache::{Cache, ResourceCache, ResourceKind};
 use crate::custom::CustomResource;
@@ -34,8 +33,6 @@ pub struct Entry {
     pub verbs: Vec<String>,
     pub namespaced: bool,
     pub subresources: Vec<Subresource>,
-    /// Absent for custom resources that keep whatever they are given.
-    pub schema: Option<&'static Schema>,
     pub strategy: &'static dyn Strategy,
     /// Absent for kinds that are not stored.
     pub cache: Option<Arc<ResourceCache>>,
@@ -195,7 +192,6 @@ fn from_info(info: &'static ResourceInfo, cache: &Cache) -> Entry {
         verbs: own(info.verbs),
         namespaced: info.namespaced,
         subresources,
-        schema: apimachinery::schema::for_kind(info.group, info.version, info.kind),
         strategy,
         cache: stored,
         storage_version: info.storage_version().to_owned(),

@@ -23,6 +23,7 @@ use apimachinery::status::Status;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use storage::{Change, Expect, KeyRange, KeyValue, RangeRequest, Store, WriteOutcome, WriteRequest};
+use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, ROOT, ResourceCache};
 use crate::http::respond;
@@ -41,6 +42,8 @@ pub struct Registry {
     pub clock: Clock,
     pub policy: ArcSwapOption<Policy>,
     pub leases: write::Leases,
+    /// Cancelled when the server begins to end.
+    pub ending: CancellationToken,
 }
 
 /// How one conditional write ended.
@@ -61,7 +64,12 @@ impl Registry {
             clock,
             policy: ArcSwapOption::empty(),
             leases: write::Leases::default(),
+            ending: CancellationToken::new(),
         })
+    }
+
+    pub fn is_ending(&self) -> bool {
+        self.ending.is_cancelled()
     }
 
     pub fn policy(&self) -> Result<Arc<Policy>, Status> {

@@ -147,7 +147,6 @@ struct Progress {
     bookmark_at: Option<Instant>,
     until: Instant,
     sent: u64,
-    _guard: Option<crate::metrics::Gauge>,
 }
 
 impl Progress {
@@ -264,7 +263,6 @@ impl Registry {
                     sent: if start == Start::State { revision } else { options.resource_version.unwrap_or(revision) },
                     watcher,
                     encoder,
-                    _guard: None,
                 };
                 Body::stream(stream::unfold(progress, |mut progress| async move {
                     let bytes = progress.step().await?;

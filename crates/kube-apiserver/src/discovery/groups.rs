@@ -1,0 +1,319 @@
+//! Which groups, versions and resources there are: one list per group version, or all at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use apimachinery::status::Status;
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::http::Body;
+use crate::http::negotiation::{self, Encoding};
+use crate::http::respond;
+use crate::registry::handler::Call;
+use crate::registry::{Entry, Table};
+use crate::registry::entry::api_version;
+use crate::server::Server;
+
+/// Documents made from the table, kept until it changes.
+#[derive(Default)]
+pub struct Documents {
+    aggregated: Mutex<Option<(usize, [Aggregated; 2])>>,
+}
+
+#[derive(Clone)]
+struct Aggregated {
+    body: Bytes,
+    etag: String,
+}
+
+/// Built-in groups in upstream's order of precedence; others follow by name.
+const ORDER: [&str; 24] = [
+    "",
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "resource.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+    "internal.apiserver.k8s.io",
+    "storagemigration.k8s.io",
+    "metrics.k8s.io",
+];
+
+/// Newer and more stable versions first: v2, v1, v1beta2, v1beta1, v1alpha1.
+pub fn version_rank(version: &str) -> (u8, std::cmp::Reverse<u32>, std::cmp::Reverse<u32>, String) {
+    let parsed = || -> Option<(u8, u32, u32)> {
+        let rest = version.strip_prefix('v')?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let major: u32 = rest[..digits].parse().ok()?;
+        let rest = &rest[digits..];
+        if rest.is_empty() {
+            return Some((0, major, 0));
+        }
+        if let Some(minor) = rest.strip_prefix("beta") {
+            return Some((1, major, minor.parse().ok()?));
+        }
+        Some((2, major, rest.strip_prefix("alpha")?.parse().ok()?))
+    };
+    match parsed() {
+        Some((stage, major, minor)) => {
+            (stage, std::cmp::Reverse(major), std::cmp::Reverse(minor), String::new())
+        }
+        None => (3, std::cmp::Reverse(0), std::cmp::Reverse(0), version.to_owned()),
+    }
+}
+
+type Versions<'a> = Vec<(&'a str, &'a BTreeMap<String, Arc<Entry>>)>;
+
+fn ordered(table: &Table) -> Vec<(&str, Versions<'_>)> {
+    let mut groups: Vec<(&str, Versions<'_>)> = table
+        .groups()
+        .map(|(group, versions)| {
+            let mut versions: Versions<'_> = versions.iter().map(|(v, r)| (v.as_str(), r)).collect();
+            versions.sort_by_cached_key(|(v, _)| version_rank(v));
+            (group, versions)
+        })
+        .collect();
+    groups.sort_by_key(|(group, _)| {
+        (ORDER.iter().position(|g| g == group).unwrap_or(ORDER.len()), (*group).to_owned())
+    });
+    groups
+}
+
+fn group_value(group: &str, versions: &Versions<'_>) -> Value {
+    let named = |v: &str| json!({"groupVersion": api_version(group, v), "version": v});
+    let all: Vec<Value> = versions.iter().map(|(v, _)| named(v)).collect();
+    json!({"name": group, "versions": all, "preferredVersion": all.first()})
+}
+
+fn text(call: &Call, value: &Value) -> Result<Response<Body>, Status> {
+    Ok(respond::value(StatusCode::OK, value, call.accept(false)?))
+}
+
+/// `/api` and `/apis`: the groups, or everything when the client knows how to read that.
+pub fn root(server: &Server, call: &Call, named_groups: bool) -> Result<Response<Body>, Status> {
+    if let Some(version) = aggregated_version(call) {
+        return Ok(aggregated(server, call, named_groups, version));
+    }
+    let accept_text = negotiation::accept_header(&call.headers);
+    let table = server.registry.table.load();
+    let accept = negotiation::choose(&accept_text, false)
+        .ok_or_else(|| Status::not_acceptable(&["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]))?;
+    let value = if named_groups {
+        let groups: Vec<Value> = ordered(&table)
+            .iter()
+            .filter(|(group, _)| !group.is_empty())
+            .map(|(group, versions)| group_value(group, versions))
+            .collect();
+        json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+    } else {
+        let host = call.headers.get(header::HOST).and_then(|h| h.to_str().ok()).or(call.uri.authority().map(|a| a.as_str()));
+        json!({
+            "kind": "APIVersions",
+            "versions": ["v1"],
+            "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": host.unwrap_or_default()}],
+        })
+    };
+    Ok(respond::value(StatusCode::OK, &value, accept))
+}
+
+pub fn group(server: &Server, call: &Call, group: &str) -> Result<Response<Body>, Status> {
+    let table = server.registry.table.load();
+    let groups = ordered(&table);
+    let Some((_, versions)) = groups.iter().find(|(g, _)| *g == group && !g.is_empty()) else {
+        return Err(Status::no_such_resource());
+    };
+    let mut value = group_value(group, versions);
+    value["kind"] = "APIGroup".into();
+    value["apiVersion"] = "v1".into();
+    text(call, &value)
+}
+
+pub fn version(server: &Server, call: &Call, group: &str, version: &str) -> Result<Response<Body>, Status> {
+    let table = server.registry.table.load();
+    let Some(resources) = table.version(group, version) else { return Err(Status::no_such_resource()) };
+    let mut all = Vec::new();
+    for entry in resources.values() {
+        let mut row = json!({
+            "name": entry.resource,
+            "singularName": entry.singular,
+            "namespaced": entry.namespaced,
+            "kind": entry.kind,
+            "verbs": entry.verbs,
+        });
+        if !entry.short_names.is_empty() {
+            row["shortNames"] = json!(entry.short_names);
+        }
+        if !entry.categories.is_empty() {
+            row["categories"] = json!(entry.categories);
+        }
+        if entry.cache.is_some() {
+            row["storageVersionHash"] = storage_version_hash(entry).into();
+        }
+        all.push(row);
+        for sub in &entry.subresources {
+            let mut row = json!({
+                "name": format!("{}/{}", entry.resource, sub.name),
+                "singularName": "",
+                "namespaced": entry.namespaced,
+                "kind": sub.kind,
+                "verbs": sub.verbs,
+            });
+            if let Some((g, v)) = &sub.group_version {
+                row["group"] = g.as_str().into();
+                row["version"] = v.as_str().into();
+            }
+            all.push(row);
+        }
+    }
+    let value = json!({
+        "kind": "APIResourceList",
+        "apiVersion": "v1",
+        "groupVersion": api_version(group, version),
+        "resources": all,
+    });
+    text(call, &value)
+}
+
+fn storage_version_hash(entry: &Entry) -> String {
+    use base64::Engine as _;
+    let text = format!("{}/{}/{}", entry.storage_group, entry.storage_version, entry.kind);
+    base64::prelude::BASE64_STANDARD.encode(&Sha256::digest(text)[..8])
+}
+
+/// The version of aggregated discovery the client prefers to the plain lists.
+fn aggregated_version(call: &Call) -> Option<&'static str> {
+    let accept = negotiation::accept_header(&call.headers);
+    negotiation::clauses(&accept).iter().find_map(|clause| {
+        let encoding = Encoding::of(clause.media_type)?;
+        let wanted = clause.parameter("g") == Some("apidiscovery.k8s.io")
+            && clause.parameter("as") == Some("APIGroupDiscoveryList");
+        Some(match clause.parameter("v") {
+            Some("v2") if wanted && encoding == Encoding::Json => Some("v2"),
+            Some("v2beta1") if wanted && encoding == Encoding::Json => Some("v2beta1"),
+            _ if wanted => return None,
+            _ => None,
+        })
+    })?
+}
+
+fn aggregated(server: &Server, call: &Call, named_groups: bool, version: &'static str) -> Response<Body> {
+    let table = server.registry.table.load_full();
+    let identity = Arc::as_ptr(&table) as usize;
+    let document = {
+        let mut kept = server.documents.aggregated.lock();
+        match &*kept {
+            Some((of, documents)) if *of == identity => documents[usize::from(named_groups)].clone(),
+            _ => {
+                let documents = [false, true].map(|named| {
+                    let body = serde_json::to_vec(&aggregate(&table, named)).unwrap_or_default();
+                    let etag = format!("\"{}\"", hex(&Sha256::digest(&body)).to_uppercase());
+                    Aggregated { body: body.into(), etag }
+                });
+                let document = documents[usize::from(named_groups)].clone();
+                *kept = Some((identity, documents));
+                document
+            }
+        }
+    };
+    let matches = call.headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == document.etag.as_bytes());
+    let mut response = if matches {
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else if version == "v2" {
+        respond::bytes_response(StatusCode::OK, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", document.body)
+    } else {
+        let text = String::from_utf8_lossy(&document.body).replacen("apidiscovery.k8s.io/v2", "apidiscovery.k8s.io/v2beta1", 1);
+        respond::bytes_response(StatusCode::OK, "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList", text)
+    };
+    let headers = response.headers_mut();
+    if let Ok(etag) = HeaderValue::from_str(&document.etag) {
+        headers.insert(header::ETAG, etag);
+    }
+    headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
+    response
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut out, b| {
+        let _ = write!(out, "{b:02x}");
+        out
+    })
+}
+
+fn aggregate(table: &Table, named_groups: bool) -> Value {
+    let items: Vec<Value> = ordered(table)
+        .into_iter()
+        .filter(|(group, _)| group.is_empty() != named_groups)
+        .map(|(group, versions)| {
+            let versions: Vec<Value> = versions
+                .into_iter()
+                .map(|(version, resources)| {
+                    let resources: Vec<Value> = resources.values().map(|e| aggregate_resource(e)).collect();
+                    json!({"version": version, "freshness": "Current", "resources": resources})
+                })
+                .collect();
+            let metadata = if group.is_empty() { json!({}) } else { json!({"name": group}) };
+            json!({"metadata": metadata, "versions": versions})
+        })
+        .collect();
+    json!({
+        "kind": "APIGroupDiscoveryList",
+        "apiVersion": "apidiscovery.k8s.io/v2",
+        "metadata": {},
+        "items": items,
+    })
+}
+
+fn aggregate_resource(entry: &Entry) -> Value {
+    let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let mut value = json!({
+        "resource": entry.resource,
+        "responseKind": kind(&entry.group, &entry.version, &entry.kind),
+        "scope": if entry.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": entry.singular,
+        "verbs": entry.verbs,
+    });
+    if !entry.short_names.is_empty() {
+        value["shortNames"] = json!(entry.short_names);
+    }
+    if !entry.categories.is_empty() {
+        value["categories"] = json!(entry.categories);
+    }
+    if !entry.subresources.is_empty() {
+        let subs: Vec<Value> = entry
+            .subresources
+            .iter()
+            .map(|sub| {
+                let (g, v) = match &sub.group_version {
+                    Some((g, v)) => (g.as_str(), v.as_str()),
+                    None => (entry.group.as_str(), entry.version.as_str()),
+                };
+                json!({"subresource": sub.name, "responseKind": kind(g, v, &sub.kind), "verbs": sub.verbs})
+            })
+            .collect();
+        value["subresources"] = subs.into();
+    }
+    value
+}

@@ -1,0 +1,92 @@
+//! What is not a resource: discovery, OpenAPI, health, version, metrics.
+
+pub mod health;
+pub mod groups;
+
+use std::sync::Arc;
+
+use apimachinery::status::Status;
+use http::{Method, Response, StatusCode};
+use serde_json::json;
+
+use crate::http::Body;
+use crate::http::negotiation::{self, Encoding};
+use crate::http::respond;
+use crate::registry::handler::Call;
+use crate::server::Server;
+
+pub use groups::Documents;
+
+/// Answers a non-resource request.
+pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>, Status> {
+    if call.method != Method::GET && call.method != Method::HEAD {
+        let mut status = Status::no_such_resource();
+        status.code = 405;
+        status.reason = "MethodNotAllowed".to_owned();
+        status.message = "the server does not allow this method on the requested resource".to_owned();
+        return Err(status);
+    }
+    let path = call.uri.path().trim_end_matches('/').to_owned();
+    let parts: Vec<&str> = path.split('/').skip(1).collect();
+    match parts.as_slice() {
+        [] => {
+            let table = server.registry.table.load();
+            let mut paths: Vec<String> = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version", "/.well-known/openid-configuration"].map(str::to_owned).to_vec();
+            for (group, versions) in table.groups() {
+                let base = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+                if !group.is_empty() {
+                    paths.push(base.clone());
+                }
+                paths.extend(versions.keys().map(|v| format!("{base}/{v}")));
+            }
+            paths.sort();
+            Ok(respond::value(StatusCode::OK, &json!({"paths": paths}), call.accept(false).unwrap_or_default()))
+        }
+        ["api"] | ["apis"] => groups::root(server, call, parts[0] == "apis"),
+        ["api", version] => groups::version(server, call, "", version),
+        ["apis", group] => groups::group(server, call, group),
+        ["apis", group, version] => groups::version(server, call, group, version),
+        ["version"] => {
+            let accept = negotiation::Accept { pretty: true, encoding: Encoding::Json, ..Default::default() };
+            Ok(respond::value(StatusCode::OK, &version(), accept))
+        }
+        ["healthz" | "livez" | "readyz", rest @ ..] => Ok(health::serve(server, call, parts[0], rest)),
+        ["metrics"] => {
+            let mut out = String::new();
+            server.metrics.render(&mut out);
+            health::render(server, &mut out);
+            Ok(respond::bytes_response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out))
+        }
+        [".well-known", "openid-configuration"] => match server.registry.policy()?.reviews.openid_configuration() {
+            Some(value) => Ok(respond::value(StatusCode::OK, &value, Default::default())),
+            None => Err(Status::no_such_resource()),
+        },
+        ["openid", "v1", "jwks"] => match server.registry.policy()?.reviews.jwks() {
+            Some(value) => {
+                let bytes = serde_json::to_vec(&value).unwrap_or_default();
+                Ok(respond::bytes_response(StatusCode::OK, "application/jwk-set+json", bytes))
+            }
+            None => Err(Status::no_such_resource()),
+        },
+        _ => Err(Status::no_such_resource()),
+    }
+}
+
+/// What `/version` says.
+pub fn version() -> serde_json::Value {
+    json!({
+        "major": "1",
+        "minor": "36",
+        "emulationMajor": "1",
+        "emulationMinor": "36",
+        "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "35",
+        "gitVersion": concat!("v1.36.2+isopod.", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none",
+        "compiler": "rustc",
+        "platform": "linux/amd64",
+    })
+}

@@ -1,0 +1,185 @@
+//! What every request passes: identification, authentication, impersonation, limits, authorization, and the form of
+//! the answer.
+
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use apimachinery::status::Status;
+use apimachinery::user::UserInfo;
+use futures::FutureExt;
+use http::{HeaderName, HeaderValue, Method, Request, Response, header};
+
+use super::body::Body;
+use super::negotiation::{self, Accept};
+use super::request_info::{self, Query};
+use super::{compression, respond};
+use crate::discovery;
+use crate::registry::handler::{self, Call};
+use crate::seams::{Credentials, Decision, RequestInfo};
+use crate::security::failure;
+use crate::server::Server;
+
+/// Requests that do not stream are given up after this.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a request waits for its turn when the server is full.
+const QUEUE_TIME_MAX: Duration = Duration::from_secs(15);
+
+static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// Who sent a request.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// A component in this process.
+    Known(UserInfo),
+    /// Somebody on a connection, to be authenticated.
+    Wire { certificates: Arc<[Vec<u8>]>, peer: Option<SocketAddr> },
+}
+
+/// Answers a request; never fails, and a panic while answering is a 500.
+pub async fn handle(server: &Arc<Server>, request: Request<Body>, caller: Caller) -> Response<Body> {
+    let started = Instant::now();
+    let (mut parts, body) = request.into_parts();
+    let query = Query::parse(parts.uri.query());
+    let info = request_info::parse(&parts.method, parts.uri.path(), &query);
+    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let audit_id = audit_id(&parts.headers);
+    let compress = negotiation::gzip(&parts.headers) && parts.method == Method::GET && info.verb != "watch";
+    let mut call = Call {
+        method: parts.method,
+        uri: parts.uri,
+        headers: parts.headers,
+        info,
+        query,
+        user: UserInfo::default(),
+        body,
+        upgrade,
+        warnings: Vec::new(),
+    };
+    let answered = AssertUnwindSafe(answer(server, &mut call, caller)).catch_unwind().await;
+    let result = answered.unwrap_or_else(|panic| {
+        let what = panic
+            .downcast_ref::<&str>()
+            .map(|s| (*s).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        tracing::error!(path = call.uri.path(), panic = what, "a request handler panicked");
+        Err(Status::internal("This request caused apiserver to panic. Look in the logs for details."))
+    });
+    let mut response = match result {
+        Ok(response) => response,
+        Err(status) => {
+            let accept = call.accept(false).unwrap_or_default();
+            respond::status(&status, Accept { view: Default::default(), ..accept })
+        }
+    };
+    if compress {
+        response = compression::compress(response);
+    }
+    let headers = response.headers_mut();
+    headers.insert(AUDIT_ID.clone(), audit_id);
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
+    for warning in &call.warnings {
+        if let Ok(value) = HeaderValue::from_str(&warning_value(warning)) {
+            headers.append(header::WARNING, value);
+        }
+    }
+    server.metrics.answered(&call.info, response.status().as_u16(), started.elapsed());
+    response
+}
+
+fn audit_id(headers: &http::HeaderMap) -> HeaderValue {
+    headers
+        .get(&AUDIT_ID)
+        .filter(|v| v.len() <= 64)
+        .cloned()
+        .or_else(|| HeaderValue::from_str(&apimachinery::names::uid()).ok())
+        .unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+/// `299 - "text"`, with quotes escaped and line ends taken out.
+fn warning_value(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 10);
+    out.push_str("299 - \"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => {
+                out.push('\\');
+                out.push(c);
+            }
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+async fn answer(server: &Arc<Server>, call: &mut Call, caller: Caller) -> Result<Response<Body>, Status> {
+    let trusted = matches!(caller, Caller::Known(_));
+    let unguarded = is_health(call.uri.path());
+    let policy = match server.registry.policy() {
+        Ok(policy) => policy,
+        // Health is told before there is a policy.
+        Err(_) if unguarded => return discovery::serve(server, call).await,
+        Err(status) => return Err(status),
+    };
+    call.user = match caller {
+        Caller::Known(user) => user,
+        Caller::Wire { certificates, .. } => {
+            let credentials = Credentials { headers: &call.headers, peer_certificates: &certificates };
+            let user = policy.authenticator.authenticate(credentials).await?;
+            policy.reviews.impersonate(&user, &call.headers).await?.unwrap_or(user)
+        }
+    };
+    call.headers.remove(header::AUTHORIZATION);
+    let long = is_long(&call.info);
+    let _slot = if long || trusted { None } else { Some(slot(server, &call.info).await?) };
+    if let Decision::Deny(reason) = policy.authorizer.authorize(&call.user, &call.info).await {
+        if !(unguarded && call.user.name == apimachinery::user::ANONYMOUS) {
+            return Err(failure::access_denied(&call.user, &call.info, &reason));
+        }
+    }
+    if long {
+        return dispatch(server, call).await;
+    }
+    match tokio::time::timeout(TIMEOUT, dispatch(server, call)).await {
+        Ok(result) => result,
+        Err(_) => Err(Status::timeout("request did not complete within the allotted timeout", 0)),
+    }
+}
+
+async fn dispatch(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>, Status> {
+    if call.info.is_resource {
+        Box::pin(handler::serve(server, call)).await
+    } else {
+        Box::pin(discovery::serve(server, call)).await
+    }
+}
+
+fn is_health(path: &str) -> bool {
+    let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    matches!(first, "healthz" | "livez" | "readyz")
+}
+
+/// Requests that last as long as the client likes: they hold no slot and have no deadline.
+fn is_long(info: &RequestInfo) -> bool {
+    info.verb == "watch"
+        || matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy")
+}
+
+async fn slot(server: &Server, info: &RequestInfo) -> Result<tokio::sync::OwnedSemaphorePermit, Status> {
+    let slots = match info.verb.as_str() {
+        "get" | "list" => &server.reading,
+        _ => &server.writing,
+    };
+    let busy = || Status::too_many_requests("Too many requests, please try again later.", 1);
+    if let Ok(slot) = slots.clone().try_acquire_owned() {
+        return Ok(slot);
+    }
+    match tokio::time::timeout(QUEUE_TIME_MAX, slots.clone().acquire_owned()).await {
+        Ok(Ok(slot)) => Ok(slot),
+        _ => Err(busy()),
+    }
+}

@@ -1,0 +1,551 @@
+//! From an authorized resource request to its answer.
+
+use std::sync::Arc;
+
+use apimachinery::object::Encoded;
+use apimachinery::status::{FieldError, Status};
+use apimachinery::user::UserInfo;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response, StatusCode, Uri, header};
+use serde_json::{Value, json};
+
+use super::delete::DeleteOptions;
+use super::list::{self, ListOptions};
+use super::output::{self, IncludeObject, Show};
+use super::selection::Selection;
+use super::watch::WatchOptions;
+use super::write::{Change, Write, Written};
+use super::{Entry, Registry, meta, subresource};
+use crate::http::Body;
+use crate::http::negotiation::{self, Accept, Encoding, View};
+use crate::http::request_info::Query;
+use crate::http::respond;
+use crate::seams::RequestInfo;
+use crate::server::Server;
+use crate::wire::{self, Strictness};
+
+/// Largest request body.
+pub const BODY_BYTES_MAX: usize = 3 << 20;
+
+/// One request on its way through the server.
+pub struct Call {
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    pub info: RequestInfo,
+    pub query: Query,
+    pub user: UserInfo,
+    pub body: Body,
+    pub upgrade: Option<hyper::upgrade::OnUpgrade>,
+    /// Sent as Warning headers.
+    pub warnings: Vec<String>,
+}
+
+impl Call {
+    pub async fn take_body(&mut self) -> Result<Bytes, Status> {
+        let limit = match std::mem::take(&mut self.body) {
+            Body::Empty => return Ok(Bytes::new()),
+            body => body.collect(BODY_BYTES_MAX).await?,
+        };
+        Ok(limit)
+    }
+
+    pub fn accept(&self, views: bool) -> Result<Accept, Status> {
+        let text = negotiation::accept_header(&self.headers);
+        let mut accept = negotiation::choose(&text, views).ok_or_else(|| {
+            Status::not_acceptable(&["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"])
+        })?;
+        if self.query.get("pretty").is_some() {
+            accept.pretty |= self.query.flag("pretty");
+        }
+        Ok(accept)
+    }
+
+    fn dry_run(&self) -> Result<bool, Status> {
+        let mut dry = false;
+        for value in self.query.all("dryRun").filter(|v| !v.is_empty()) {
+            if value != "All" {
+                let path = apimachinery::field_path::Path::new("dryRun");
+                let error = FieldError::not_supported(&path, value, &["All"]);
+                return Err(Status::invalid(self.options_kind(), "meta.k8s.io", "", vec![error]));
+            }
+            dry = true;
+        }
+        Ok(dry)
+    }
+
+    fn options_kind(&self) -> &'static str {
+        match self.info.verb.as_str() {
+            "create" => "CreateOptions",
+            "update" => "UpdateOptions",
+            "patch" => "PatchOptions",
+            _ => "DeleteOptions",
+        }
+    }
+
+    fn strictness(&self) -> Result<Strictness, Status> {
+        match self.query.non_empty("fieldValidation") {
+            None | Some("Warn") => Ok(Strictness::Warn),
+            Some("Strict") => Ok(Strictness::Strict),
+            Some("Ignore") => Ok(Strictness::Ignore),
+            Some(other) => {
+                let path = apimachinery::field_path::Path::new("fieldValidation");
+                let error = FieldError::not_supported(&path, other, &["Ignore", "Warn", "Strict", ""]);
+                Err(Status::invalid(self.options_kind(), "meta.k8s.io", "", vec![error]))
+            }
+        }
+    }
+
+    /// The field manager: named, or the first word of the user agent.
+    fn manager(&self) -> Result<String, Status> {
+        if let Some(named) = self.query.non_empty("fieldManager") {
+            let path = apimachinery::field_path::Path::new("fieldManager");
+            if named.len() > 128 {
+                return Err(Status::invalid(self.options_kind(), "meta.k8s.io", "", vec![FieldError::too_long(&path, 128)]));
+            }
+            if named.chars().any(|c| c.is_control()) {
+                let error = FieldError::invalid(&path, named, "should only contain printable characters");
+                return Err(Status::invalid(self.options_kind(), "meta.k8s.io", "", vec![error]));
+            }
+            return Ok(named.to_owned());
+        }
+        let agent = self.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let first = agent.split('/').next().unwrap_or_default();
+        Ok(first.chars().take(128).collect())
+    }
+
+    fn options(&self) -> Value {
+        let mut options = json!({"kind": self.options_kind(), "apiVersion": "meta.k8s.io/v1"});
+        for name in ["fieldManager", "fieldValidation"] {
+            if let Some(value) = self.query.non_empty(name) {
+                options[name] = value.into();
+            }
+        }
+        if self.query.non_empty("dryRun").is_some() {
+            options["dryRun"] = json!(["All"]);
+        }
+        if self.query.flag("force") {
+            options["force"] = true.into();
+        }
+        options
+    }
+
+    fn encoding_of_body(&self) -> Result<Encoding, Status> {
+        match negotiation::content_type(&self.headers) {
+            "" => Ok(Encoding::Json),
+            named => Encoding::of(named).ok_or_else(|| {
+                Status::unsupported_media_type(&[
+                    "application/json",
+                    "application/yaml",
+                    "application/vnd.kubernetes.protobuf",
+                ])
+            }),
+        }
+    }
+
+    /// Reads a body that must be of `kind`, checked against its schema.
+    pub async fn decode(&mut self, group: &str, version: &str, kind: &str) -> Result<Value, Status> {
+        let (encoding, strictness) = (self.encoding_of_body()?, self.strictness()?);
+        let body = self.take_body().await?;
+        let (value, complaints) = wire::decode(&body, encoding, strictness, group, version, kind)?;
+        self.complain(strictness, complaints)?;
+        Ok(value)
+    }
+
+    fn complain(&mut self, strictness: Strictness, complaints: Vec<String>) -> Result<(), Status> {
+        match strictness {
+            Strictness::Ignore => {}
+            Strictness::Warn => self.warnings.extend(complaints),
+            Strictness::Strict if complaints.is_empty() => {}
+            Strictness::Strict => {
+                return Err(Status::bad_request(format!("strict decoding error: {}", complaints.join(", "))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a write of `entry`.
+    pub fn write<'a>(&self, registry: &'a Registry, entry: &'a Entry, user: &'a UserInfo, sub: &'a str) -> Result<Write<'a>, Status> {
+        Ok(Write {
+            registry,
+            entry,
+            subresource: sub,
+            user,
+            policy: Some(registry.policy()?),
+            dry_run: self.dry_run()?,
+            manager: self.manager()?,
+            options: self.options(),
+            warnings: Vec::new(),
+        })
+    }
+
+    pub fn show<'a>(&self, entry: &'a Entry, registry: &Registry) -> Result<Show<'a>, Status> {
+        let accept = self.accept(true)?;
+        Ok(Show {
+            entry,
+            accept,
+            include: if accept.view == View::Table {
+                IncludeObject::parse(self.query.get("includeObject"))?
+            } else {
+                IncludeObject::default()
+            },
+            now: registry.clock.now(),
+        })
+    }
+}
+
+/// Answers a resource request.
+pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>, Status> {
+    let registry = &server.registry;
+    let info = call.info.clone();
+    let table = registry.table.load_full();
+    let Some(entry) = table.find(&info.group, &info.version, &info.resource) else {
+        return Err(Status::no_such_resource());
+    };
+    let collection = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
+    if entry.namespaced {
+        let everywhere = matches!(info.verb.as_str(), "list" | "watch") || info.subresource.is_empty() && !entry.has_verb("get");
+        if info.namespace.is_empty() && !everywhere {
+            return Err(if info.name.is_empty() && info.verb != "deletecollection" {
+                Status::method_not_allowed(&entry.resource, &entry.group, &info.verb)
+            } else {
+                Status::no_such_resource()
+            });
+        }
+    } else if !info.namespace.is_empty() && !entry.is("", "namespaces") {
+        return Err(Status::no_such_resource());
+    }
+    if !info.subresource.is_empty() {
+        return Box::pin(subresource::serve(server, entry, call)).await;
+    }
+    if !entry.has_verb(&info.verb) {
+        return Err(Status::method_not_allowed(&entry.resource, &entry.group, &info.verb));
+    }
+    if entry.cache.is_none() {
+        return Box::pin(subresource::serve_unstored(server, entry, call)).await;
+    }
+    let namespace = if entry.namespaced { info.namespace.as_str() } else { "" };
+    if collection {
+        let selection = Selection::parse(
+            entry,
+            namespace,
+            info.label_selector.as_deref(),
+            info.field_selector.as_deref(),
+        )?;
+        return match info.verb.as_str() {
+            "list" => {
+                let show = call.show(entry, registry)?;
+                let page = registry.list(entry, &selection, &ListOptions::parse(&call.query)?).await?;
+                list::response(show, page)
+            }
+            "watch" => {
+                ListOptions::parse(&call.query)?;
+                let options = WatchOptions::parse(&call.query)?;
+                let mut selection = selection;
+                if call.uri.path().contains("/watch/") && !info.name.is_empty() {
+                    selection.fields = apimachinery::selector::FieldSelector::equal("metadata.name", &info.name);
+                }
+                let show = call.show(entry, registry)?;
+                registry.watch(entry, &selection, &options, show.accept, show.include).await
+            }
+            _ => Box::pin(delete_collection(registry, entry, call, &selection)).await,
+        };
+    }
+    match info.verb.as_str() {
+        "get" => get(registry, entry, call).await,
+        "create" => Box::pin(create(registry, entry, call)).await,
+        "update" => Box::pin(update(registry, entry, call, "")).await,
+        "patch" => Box::pin(patch(registry, entry, call, "")).await,
+        "delete" => Box::pin(delete(registry, entry, call)).await,
+        verb => Err(Status::method_not_allowed(&entry.resource, &entry.group, verb)),
+    }
+}
+
+pub async fn get(registry: &Registry, entry: &Arc<Entry>, call: &Call) -> Result<Response<Body>, Status> {
+    let show = call.show(entry, registry)?;
+    let object = read_one(registry, entry, &call.info, &call.query).await?;
+    show.response(StatusCode::OK, &object)
+}
+
+pub async fn read_one(
+    registry: &Registry,
+    entry: &Entry,
+    info: &RequestInfo,
+    query: &Query,
+) -> Result<Arc<Encoded>, Status> {
+    let cache = registry.cache_of(entry)?;
+    let key = entry.key(&info.namespace, &info.name);
+    let found = match query.non_empty("resourceVersion") {
+        None => registry.read(cache, &key).await?,
+        Some(text) => {
+            let version: u64 =
+                text.parse().map_err(|_| Status::bad_request(format!("resourceVersion: Invalid value: {text:?}")))?;
+            if !registry.cache.wait_for(version, std::time::Duration::from_secs(3)).await {
+                return Err(Status::too_large(version, registry.cache.revision()));
+            }
+            cache.get(&key)
+        }
+    };
+    found.ok_or_else(|| Status::not_found(&entry.resource, &entry.group, &info.name))
+}
+
+/// Checks the namespace and name in an object against those of the path.
+fn check_identity(entry: &Entry, info: &RequestInfo, object: &mut Value) -> Result<(), Status> {
+    if entry.namespaced {
+        let namespace = meta::text(object, "namespace");
+        if namespace.is_empty() {
+            meta::set(object, "namespace", info.namespace.as_str());
+        } else if namespace != info.namespace {
+            return Err(Status::bad_request(format!(
+                "the namespace of the provided object does not match the namespace sent on the request"
+            )));
+        }
+    } else if !meta::text(object, "namespace").is_empty() {
+        meta::clear(object, "namespace");
+    }
+    Ok(())
+}
+
+async fn create(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
+    let show = call.show(entry, registry)?;
+    let mut object = call.decode(&entry.group, &entry.version, &entry.kind).await?;
+    check_identity(entry, &call.info, &mut object)?;
+    output::to_storage(entry, &mut object)?;
+    let user = call.user.clone();
+    let mut write = call.write(registry, entry, &user, "")?;
+    let written = write.create(&call.info.namespace, object).await;
+    call.warnings.append(&mut write.warnings);
+    show.response(StatusCode::CREATED, &written?.object)
+}
+
+pub async fn update(
+    registry: &Registry,
+    entry: &Arc<Entry>,
+    call: &mut Call,
+    sub: &str,
+) -> Result<Response<Body>, Status> {
+    let show = call.show(entry, registry)?;
+    let mut object = call.decode(&entry.group, &entry.version, &entry.kind).await?;
+    let name = meta::text(&object, "name");
+    if name.is_empty() {
+        return Err(Status::bad_request("name must be provided"));
+    }
+    if name != call.info.name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            call.info.name
+        )));
+    }
+    check_identity(entry, &call.info, &mut object)?;
+    output::to_storage(entry, &mut object)?;
+    finish(registry, entry, call, sub, Change::Replace(object), show).await
+}
+
+async fn finish(
+    registry: &Registry,
+    entry: &Entry,
+    call: &mut Call,
+    sub: &str,
+    change: Change<'_>,
+    show: Show<'_>,
+) -> Result<Response<Body>, Status> {
+    let Written { object, created } = change_stored(registry, entry, call, sub, change).await?;
+    show.response(if created { StatusCode::CREATED } else { StatusCode::OK }, &object)
+}
+
+pub async fn change_stored(
+    registry: &Registry,
+    entry: &Entry,
+    call: &mut Call,
+    sub: &str,
+    change: Change<'_>,
+) -> Result<Written, Status> {
+    let user = call.user.clone();
+    let mut write = call.write(registry, entry, &user, sub)?;
+    let written = write.update(&call.info.namespace, &call.info.name, change).await;
+    call.warnings.append(&mut write.warnings);
+    written
+}
+
+/// The kinds of patch there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchKind {
+    Json,
+    Merge,
+    Strategic,
+    Apply,
+}
+
+impl PatchKind {
+    pub fn of(content_type: &str) -> Option<PatchKind> {
+        match content_type {
+            "application/json-patch+json" => Some(PatchKind::Json),
+            "application/merge-patch+json" => Some(PatchKind::Merge),
+            "application/strategic-merge-patch+json" => Some(PatchKind::Strategic),
+            "application/apply-patch+yaml" | "application/apply-patch+cbor" => Some(PatchKind::Apply),
+            _ => None,
+        }
+    }
+}
+
+pub fn patch_kind(call: &Call, entry: &Entry) -> Result<PatchKind, Status> {
+    let kind = PatchKind::of(negotiation::content_type(&call.headers));
+    match kind {
+        Some(PatchKind::Strategic) if entry.custom.is_some() => None,
+        kind => kind,
+    }
+    .ok_or_else(|| {
+        let mut known = vec!["application/json-patch+json", "application/merge-patch+json"];
+        if entry.custom.is_none() {
+            known.push("application/strategic-merge-patch+json");
+        }
+        known.push("application/apply-patch+yaml");
+        Status::unsupported_media_type(&known)
+    })
+}
+
+pub async fn patch(
+    registry: &Registry,
+    entry: &Arc<Entry>,
+    call: &mut Call,
+    sub: &str,
+) -> Result<Response<Body>, Status> {
+    let show = call.show(entry, registry)?;
+    let kind = patch_kind(call, entry)?;
+    let strictness = call.strictness()?;
+    let body = call.take_body().await?;
+    let force = call.query.flag("force");
+    if kind == PatchKind::Apply {
+        if call.query.non_empty("fieldManager").is_none() {
+            let path = apimachinery::field_path::Path::new("fieldManager");
+            let error = FieldError::required(&path, "is required for apply patch");
+            return Err(Status::invalid("PatchOptions", "meta.k8s.io", "", vec![error]));
+        }
+        let (mut config, complaints) =
+            wire::decode_apply(&body, strictness, &entry.group, &entry.version, &entry.kind)?;
+        call.complain(strictness, complaints)?;
+        if !meta::text(&config, "name").is_empty() && meta::text(&config, "name") != call.info.name {
+            return Err(Status::bad_request("name in the applied object does not match the name on the URL"));
+        }
+        meta::set(&mut config, "name", call.info.name.as_str());
+        check_identity(entry, &call.info, &mut config)?;
+        output::to_storage(entry, &mut config)?;
+        return finish(registry, entry, call, sub, Change::Apply { config, force }, show).await;
+    }
+    if call.query.get("force").is_some() {
+        let path = apimachinery::field_path::Path::new("force");
+        let error = FieldError::forbidden(&path, "may not be specified for non-apply patch");
+        return Err(Status::invalid("PatchOptions", "meta.k8s.io", "", vec![error]));
+    }
+    let patch = wire::parse_patch(&body, kind)?;
+    let compute = |old: &Value| {
+        let mut shown = old.clone();
+        output::from_storage(entry, &mut shown)?;
+        let patched = wire::apply_patch(&shown, &patch, kind, entry)?;
+        let (mut new, complaints) =
+            wire::recheck(patched, strictness, &entry.group, &entry.version, &entry.kind)?;
+        if strictness == Strictness::Strict && !complaints.is_empty() {
+            return Err(Status::bad_request(format!("strict decoding error: {}", complaints.join(", "))));
+        }
+        let warnings = if strictness == Strictness::Warn { complaints } else { Vec::new() };
+        output::to_storage(entry, &mut new)?;
+        Ok((new, warnings))
+    };
+    finish(registry, entry, call, sub, Change::With(&compute), show).await
+}
+
+/// DeleteOptions from the body, or from the query.
+async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, Value), Status> {
+    let encoding = call.encoding_of_body();
+    let body = call.take_body().await?;
+    let mut value = if body.is_empty() {
+        json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"})
+    } else {
+        wire::decode_options(&body, encoding?)?
+    };
+    if body.is_empty() {
+        if let Some(seconds) = call.query.non_empty("gracePeriodSeconds") {
+            let seconds: i64 = seconds
+                .parse()
+                .map_err(|_| Status::bad_request(format!("gracePeriodSeconds: invalid value {seconds:?}")))?;
+            value["gracePeriodSeconds"] = seconds.into();
+        }
+        if let Some(policy) = call.query.non_empty("propagationPolicy") {
+            value["propagationPolicy"] = policy.into();
+        }
+        if call.query.get("orphanDependents").is_some() {
+            value["orphanDependents"] = call.query.flag("orphanDependents").into();
+        }
+        let dry_run: Vec<&str> = call.query.all("dryRun").filter(|v| !v.is_empty()).collect();
+        if !dry_run.is_empty() {
+            value["dryRun"] = json!(dry_run);
+        }
+    }
+    Ok((DeleteOptions::from_value(&value)?, value))
+}
+
+/// Resources whose deletion answers the object rather than a Status.
+fn answers_object(entry: &Entry) -> bool {
+    match entry.group.as_str() {
+        "" => matches!(
+            entry.resource.as_str(),
+            "namespaces"
+                | "persistentvolumes"
+                | "persistentvolumeclaims"
+                | "pods"
+                | "podtemplates"
+                | "resourcequotas"
+                | "services"
+                | "serviceaccounts"
+        ),
+        "resource.k8s.io" => true,
+        "storage.k8s.io" => entry.resource != "csistoragecapacities",
+        _ => false,
+    }
+}
+
+async fn delete(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
+    let show = call.show(entry, registry)?;
+    let (options, value) = delete_options(call).await?;
+    let user = call.user.clone();
+    let mut write = call.write(registry, entry, &user, "")?;
+    write.dry_run |= options.dry_run;
+    write.options = value;
+    let deleted = write.delete(&call.info.namespace, &call.info.name, &options).await;
+    call.warnings.append(&mut write.warnings);
+    let deleted = deleted?;
+    if deleted.gone && !answers_object(entry) {
+        let status = Status::deleted(&entry.resource, &entry.group, &call.info.name, deleted.object.uid());
+        let accept = Accept { view: View::Whole, ..show.accept };
+        return Ok(respond::value(StatusCode::OK, &respond::status_value(&status), accept));
+    }
+    let accepted = !deleted.gone && options.orphan_dependents == Some(false);
+    show.response(if accepted { StatusCode::ACCEPTED } else { StatusCode::OK }, &deleted.object)
+}
+
+async fn delete_collection(
+    registry: &Registry,
+    entry: &Arc<Entry>,
+    call: &mut Call,
+    selection: &Selection,
+) -> Result<Response<Body>, Status> {
+    let show = call.show(entry, registry)?;
+    let list_options = ListOptions::parse(&call.query)?;
+    let (options, value) = delete_options(call).await?;
+    let mut page = registry.list(entry, selection, &list_options).await?;
+    let user = call.user.clone();
+    let mut write = call.write(registry, entry, &user, "")?;
+    write.dry_run |= options.dry_run;
+    write.options = value;
+    let mut deleted = Vec::with_capacity(page.items.len());
+    for object in &page.items {
+        match write.delete(object.namespace(), object.name(), &options).await {
+            Ok(done) => deleted.push(done.object),
+            Err(status) if status.code == 404 => {}
+            Err(status) => return Err(status),
+        }
+    }
+    call.warnings.append(&mut write.warnings);
+    page.items = deleted;
+    list::response(show, page)
+}

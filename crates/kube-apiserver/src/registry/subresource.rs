@@ -1,0 +1,438 @@
+//! Subresources, and the kinds that are asked rather than stored.
+
+use std::sync::Arc;
+
+use api::scale::Scale;
+use apimachinery::selector::LabelSelector;
+use apimachinery::status::{Cause, Status};
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::delete::DeleteOptions;
+use super::handler::{self, Call, PatchKind};
+use super::output::Show;
+use super::write::{Change, Write};
+use super::{Entry, Registry, meta};
+use crate::http::Body;
+use crate::http::respond;
+use crate::proxy;
+use crate::seams::{AdmissionRequest, Operation};
+use crate::server::Server;
+use crate::wire;
+
+/// Answers a request for a subresource.
+pub async fn serve(server: &Arc<Server>, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
+    let registry = &server.registry;
+    let info = call.info.clone();
+    let Some(sub) = entry.subresource(&info.subresource) else {
+        return Err(Status::no_such_resource());
+    };
+    if !sub.verbs.iter().any(|v| *v == info.verb) {
+        return Err(Status::method_not_allowed(&entry.resource, &entry.group, &info.verb));
+    }
+    let name = sub.name.as_str();
+    match (entry.resource.as_str(), name) {
+        (_, "scale") => return scale(registry, entry, call).await,
+        ("pods", "binding") => return bind_one(registry, entry, call).await,
+        ("pods", "eviction") => return evict(registry, entry, call).await,
+        ("serviceaccounts", "token") => return token(registry, entry, call).await,
+        ("pods", "log") => return proxy::log(server, call).await,
+        ("pods", "exec" | "attach" | "portforward") => return proxy::stream(server, call).await,
+        ("pods" | "services" | "nodes", "proxy") => return proxy::forward(server, call).await,
+        _ => {}
+    }
+    match info.verb.as_str() {
+        "get" => handler::get(registry, entry, call).await,
+        "update" => handler::update(registry, entry, call, name).await,
+        "patch" => handler::patch(registry, entry, call, name).await,
+        verb => Err(Status::method_not_allowed(&entry.resource, &entry.group, verb)),
+    }
+}
+
+/// Kinds without objects in the store: bindings, reviews, componentstatuses.
+pub async fn serve_unstored(
+    server: &Arc<Server>,
+    entry: &Arc<Entry>,
+    call: &mut Call,
+) -> Result<Response<Body>, Status> {
+    let registry = &server.registry;
+    match (entry.group.as_str(), entry.resource.as_str(), call.info.verb.as_str()) {
+        ("", "bindings", "create") => {
+            let body = call.decode("", "v1", "Binding").await?;
+            let table = registry.table.load_full();
+            let pods = table.find("", "v1", "pods").ok_or_else(Status::no_such_resource)?;
+            call.info.name = meta::text(&body, "name").to_owned();
+            bind(registry, pods, call, body).await
+        }
+        ("", "componentstatuses", "list") => {
+            let show = call.show(entry, registry)?;
+            let list = json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []});
+            Ok(respond::value(StatusCode::OK, &list, show.accept))
+        }
+        ("", "componentstatuses", "get") => Err(Status::not_found("componentstatuses", "", &call.info.name)),
+        (_, _, "create") => {
+            let show = call.show(entry, registry)?;
+            let object = call.decode(&entry.group, &entry.version, &entry.kind).await?;
+            let policy = registry.policy()?;
+            let answer =
+                policy.reviews.review(&call.user, &entry.resource, &call.info.namespace, object).await?;
+            Ok(respond::value(StatusCode::CREATED, &answer, show.accept))
+        }
+        (_, _, verb) => Err(Status::method_not_allowed(&entry.resource, &entry.group, verb)),
+    }
+}
+
+fn scale_of(entry: &Entry) -> Result<Scale, Status> {
+    match &entry.custom {
+        Some(custom) => custom.scale(),
+        None => entry.strategy.scale().copied(),
+    }
+    .ok_or_else(Status::no_such_resource)
+}
+
+async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
+    let scale = scale_of(entry)?;
+    let show = call.show(entry, registry)?;
+    let shown = |object: &apimachinery::object::Encoded| -> Result<Value, Status> {
+        let whole = Show { accept: Default::default(), ..show };
+        Ok(scale.of(&whole.value(object)?))
+    };
+    if call.info.verb == "get" {
+        let object = handler::read_one(registry, entry, &call.info, &call.query).await?;
+        return Ok(respond::value(StatusCode::OK, &shown(&object)?, show.accept));
+    }
+    type Computed<'a> = Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync + 'a>;
+    let wanted: Computed<'_> = if call.info.verb == "update" {
+        let sent = call.decode("autoscaling", "v1", "Scale").await?;
+        if meta::text(&sent, "name") != call.info.name {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({}) does not match the name on the URL ({})",
+                meta::text(&sent, "name"),
+                call.info.name
+            )));
+        }
+        Box::new(move |_| Ok(sent.clone()))
+    } else {
+        let kind = handler::patch_kind(call, entry)?;
+        let body = call.take_body().await?;
+        match kind {
+            PatchKind::Apply => {
+                let (config, _) = wire::decode_apply(&body, wire::Strictness::Warn, "autoscaling", "v1", "Scale")?;
+                Box::new(move |old| {
+                    let mut new = old.clone();
+                    if let Some(replicas) = config["spec"].get("replicas") {
+                        new["spec"]["replicas"] = replicas.clone();
+                    }
+                    Ok(new)
+                })
+            }
+            kind => {
+                let patch = wire::parse_patch(&body, kind)?;
+                Box::new(move |old| wire::apply_patch(old, &patch, kind, entry))
+            }
+        }
+    };
+    let compute = |old: &Value| {
+        let mut object = old.clone();
+        super::output::from_storage(entry, &mut object)?;
+        let new = wanted(&scale.of(&object))?;
+        let version = meta::text(&new, "resourceVersion");
+        if !version.is_empty() && version != "0" {
+            meta::set(&mut object, "resourceVersion", version);
+        }
+        let replicas = &new["spec"]["replicas"];
+        if replicas.as_i64().is_some_and(|n| n < 0) {
+            let path = apimachinery::field_path::Path::new("spec").child("replicas");
+            let error = apimachinery::status::FieldError::invalid(
+                &path,
+                replicas.clone(),
+                "must be greater than or equal to 0",
+            );
+            return Err(Status::invalid("Scale", "autoscaling", meta::text(old, "name"), vec![error]));
+        }
+        scale.apply(&new, &mut object);
+        super::output::to_storage(entry, &mut object)?;
+        Ok((object, Vec::new()))
+    };
+    // Upstream writes the object itself, with the scale's own strategy being the main one.
+    let written = handler::change_stored(registry, entry, call, "", Change::With(&compute)).await?;
+    Ok(respond::value(StatusCode::OK, &shown(&written.object)?, show.accept))
+}
+
+async fn bind_one(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
+    let body = call.decode("", "v1", "Binding").await?;
+    let name = meta::text(&body, "name");
+    if !name.is_empty() && name != call.info.name {
+        return Err(Status::bad_request("name in URL does not match name in Binding object"));
+    }
+    bind(registry, entry, call, body).await
+}
+
+/// Puts a pod on a node.
+async fn bind(
+    registry: &Registry,
+    pods: &Arc<Entry>,
+    call: &mut Call,
+    mut binding: Value,
+) -> Result<Response<Body>, Status> {
+    let user = call.user.clone();
+    let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
+    let node = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
+    let kind = binding["target"]["kind"].as_str().unwrap_or_default();
+    if node.is_empty() || !(kind.is_empty() || kind == "Node") {
+        let path = apimachinery::field_path::Path::new("target");
+        let error = if node.is_empty() {
+            apimachinery::status::FieldError::required(&path.child("name"), "")
+        } else {
+            apimachinery::status::FieldError::not_supported(&path.child("kind"), kind, &["Node", "<empty>"])
+        };
+        return Err(Status::invalid("Binding", "", &name, vec![error]));
+    }
+    let mut write = call.write(registry, pods, &user, "binding")?;
+    connect(&mut write, Operation::Create, &namespace, &name, "Binding", &mut binding).await?;
+    call.warnings.append(&mut write.warnings);
+    let uid = meta::text(&binding, "uid").to_owned();
+    let now = registry.clock.now_rfc3339();
+    let labels = binding["metadata"]["labels"].clone();
+    let annotations = binding["metadata"]["annotations"].clone();
+    write
+        .edit(&namespace, &name, &|old| {
+            let conflict = |why: String| Status::conflict("pods/binding", "", &name, why);
+            if !uid.is_empty() && uid != meta::text(old, "uid") {
+                return Err(conflict(format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    meta::text(old, "uid")
+                )));
+            }
+            if meta::is_deleting(old) {
+                return Err(conflict(format!("pod {name} is being deleted, cannot be assigned to a host")));
+            }
+            let assigned = old["spec"]["nodeName"].as_str().unwrap_or_default();
+            if !assigned.is_empty() {
+                return Err(conflict(format!("pod {name} is already assigned to node {assigned:?}")));
+            }
+            if old["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+                return Err(conflict(format!("pod {name} has non-empty .spec.schedulingGates")));
+            }
+            let mut new = old.clone();
+            new["spec"]["nodeName"] = node.as_str().into();
+            for (what, values) in [("labels", &labels), ("annotations", &annotations)] {
+                for (k, v) in values.as_object().into_iter().flatten() {
+                    new["metadata"][what][k.as_str()] = v.clone();
+                }
+            }
+            set_condition(
+                &mut new,
+                json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now}),
+            );
+            Ok(Some(new))
+        })
+        .await?;
+    let success = respond::status_value(&Status { code: 201, ..Status::success() });
+    Ok(respond::value(StatusCode::CREATED, &success, call.accept(false)?))
+}
+
+/// Sets a pod condition, keeping its transition time while its status stays.
+fn set_condition(pod: &mut Value, mut condition: Value) {
+    let status = &mut pod["status"];
+    if !status.is_object() {
+        *status = json!({});
+    }
+    if !status["conditions"].is_array() {
+        status["conditions"] = json!([]);
+    }
+    let conditions = status["conditions"].as_array_mut().expect("an array, as just ensured");
+    match conditions.iter_mut().find(|c| c["type"] == condition["type"]) {
+        Some(there) => {
+            if there["status"] == condition["status"] {
+                condition["lastTransitionTime"] = there["lastTransitionTime"].clone();
+            }
+            *there = condition;
+        }
+        None => conditions.push(condition),
+    }
+}
+
+/// Admission of a subresource whose object is not the resource's own.
+async fn connect(
+    write: &mut Write<'_>,
+    operation: Operation,
+    namespace: &str,
+    name: &str,
+    kind: &str,
+    object: &mut Value,
+) -> Result<(), Status> {
+    let Some(policy) = write.policy.clone() else { return Ok(()) };
+    let mut request = AdmissionRequest {
+        operation,
+        group: &write.entry.group,
+        version: &write.entry.version,
+        kind,
+        resource: &write.entry.resource,
+        subresource: write.subresource,
+        namespace,
+        name,
+        user: write.user,
+        dry_run: write.dry_run,
+        options: &write.options,
+        object,
+        old_object: None,
+        warnings: &mut write.warnings,
+    };
+    policy.admission.admit(&mut request).await?;
+    policy.admission.validate(&mut request).await
+}
+
+async fn token(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
+    let mut request = call.decode("authentication.k8s.io", "v1", "TokenRequest").await?;
+    let user = call.user.clone();
+    let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
+    let cache = registry.cache_of(entry)?;
+    if registry.read(cache, &entry.key(&namespace, &name)).await?.is_none() {
+        return Err(Status::not_found("serviceaccounts", "", &name));
+    }
+    let mut write = call.write(registry, entry, &user, "token")?;
+    connect(&mut write, Operation::Create, &namespace, &name, "TokenRequest", &mut request).await?;
+    call.warnings.append(&mut write.warnings);
+    let answer = registry.policy()?.reviews.request_token(&user, &namespace, &name, request).await?;
+    Ok(respond::value(StatusCode::CREATED, &answer, call.accept(false)?))
+}
+
+/// Deletes a pod when the disruption budgets over it allow.
+async fn evict(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
+    let mut eviction = call.decode("policy", "v1", "Eviction").await?;
+    let user = call.user.clone();
+    let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
+    let said = meta::text(&eviction, "name");
+    if !said.is_empty() && said != name {
+        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+    }
+    let mut write = call.write(registry, entry, &user, "eviction")?;
+    let mut options = DeleteOptions::from_value(&eviction["deleteOptions"])?;
+    write.dry_run |= options.dry_run;
+    connect(&mut write, Operation::Create, &namespace, &name, "Eviction", &mut eviction).await?;
+    let cache = registry.cache_of(entry)?;
+    let pod = registry
+        .read(cache, &entry.key(&namespace, &name))
+        .await?
+        .ok_or_else(|| Status::not_found("pods", "", &name))?;
+    let pod = pod.to_value().map_err(Status::internal)?;
+    let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+    let free = matches!(phase, "Succeeded" | "Failed" | "Pending" | "") || meta::is_deleting(&pod);
+    if !free {
+        take_from_budget(registry, &write, &namespace, &name, &pod).await?;
+        if options.resource_version.is_none() && options.uid.is_none() {
+            options.uid = Some(meta::text(&pod, "uid").to_owned());
+        }
+    }
+    write
+        .edit(&namespace, &name, &|old| {
+            let mut new = old.clone();
+            set_condition(
+                &mut new,
+                json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+                    "message": "Eviction API: evicting", "lastProbeTime": null,
+                    "lastTransitionTime": registry.clock.now_rfc3339()}),
+            );
+            Ok((!meta::is_deleting(old)).then_some(new))
+        })
+        .await?;
+    write.subresource = "";
+    write.delete(&namespace, &name, &options).await?;
+    call.warnings.append(&mut write.warnings);
+    let success = respond::status_value(&Status { code: 201, ..Status::success() });
+    Ok(respond::value(StatusCode::CREATED, &success, call.accept(false)?))
+}
+
+fn blocked(message: &str, budget: &str, detail: Option<String>) -> Status {
+    let mut status = Status::too_many_requests(message, 0);
+    if let Some(detail) = detail {
+        let details = status.details.get_or_insert_default();
+        details.causes.push(Cause { reason: "DisruptionBudget".to_owned(), message: detail, field: String::new() });
+        let _ = budget;
+    }
+    status
+}
+
+/// Counts one disruption against the budget that covers the pod.
+async fn take_from_budget(
+    registry: &Registry,
+    write: &Write<'_>,
+    namespace: &str,
+    name: &str,
+    pod: &Value,
+) -> Result<(), Status> {
+    let table = registry.table.load_full();
+    let Some(budgets) = table.find("policy", "v1", "poddisruptionbudgets") else { return Ok(()) };
+    let all = registry.cache_of(budgets)?.snapshot(&format!("{namespace}/"), None).items;
+    let mut covering = Vec::new();
+    for budget in all {
+        let value = budget.to_value().map_err(Status::internal)?;
+        let selector = LabelSelector::from_value(&value["spec"]["selector"]).map_err(Status::internal)?;
+        if selector.matches_map(&pod["metadata"]["labels"]) {
+            covering.push(value);
+        }
+    }
+    match covering.as_slice() {
+        [] => return Ok(()),
+        [_] => {}
+        _ => {
+            return Err(Status::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            ));
+        }
+    }
+    let budget = meta::text(&covering[0], "name").to_owned();
+    let ready = pod["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True");
+    let now = registry.clock.now_rfc3339();
+    let budget_write = Write {
+        registry,
+        entry: budgets,
+        subresource: "status",
+        user: write.user,
+        policy: None,
+        dry_run: write.dry_run,
+        manager: write.manager.clone(),
+        options: Value::Null,
+        warnings: Vec::new(),
+    };
+    budget_write
+        .edit(namespace, &budget, &|old| {
+            let status = &old["status"];
+            let number = |field: &str| status[field].as_i64().unwrap_or(0);
+            let always = old["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow";
+            let healthy_enough = number("currentHealthy") >= number("desiredHealthy") && number("desiredHealthy") > 0;
+            if !ready && (always || healthy_enough) {
+                return Ok(None);
+            }
+            if number("observedGeneration") < old["metadata"]["generation"].as_i64().unwrap_or(0) {
+                return Err(blocked(
+                    "Cannot evict pod as it would violate the pod's disruption budget.",
+                    &budget,
+                    Some(format!("The disruption budget {budget} is still being processed by the server.")),
+                )
+                .retry_after(10));
+            }
+            if number("disruptionsAllowed") <= 0 {
+                return Err(blocked(
+                    "Cannot evict pod as it would violate the pod's disruption budget.",
+                    &budget,
+                    Some(format!(
+                        "The disruption budget {budget} needs {} healthy pods and has {} currently",
+                        number("desiredHealthy"),
+                        number("currentHealthy")
+                    )),
+                ));
+            }
+            let mut new = old.clone();
+            new["status"]["disruptionsAllowed"] = (number("disruptionsAllowed") - 1).into();
+            new["status"]["disruptedPods"][name] = now.as_str().into();
+            Ok(Some(new))
+        })
+        .await?;
+    Ok(())
+}
