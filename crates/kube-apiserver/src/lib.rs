@@ -1,10 +1,218 @@
 //! The API server: HTTP, authentication, authorization, admission, registry, watch cache, discovery, OpenAPI.
+//!
+//! A request's path reads as the folder list: `http` (socket, filters), `authentication`, `authorization`,
+//! `registry` (with `admission` and `allocators` on the way of a write), `cache`, and the store beneath.
 
 pub mod admission;
 pub mod allocators;
 pub mod authentication;
 pub mod authorization;
 pub mod bootstrap;
+pub mod cache;
+pub mod custom;
+pub mod discovery;
+mod flags;
+pub mod http;
+pub mod metrics;
+pub mod proxy;
+pub mod registry;
 pub mod seams;
 pub mod security;
+pub mod server;
 pub mod tokens;
+pub mod wire;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ::http::{Request, Response};
+use anyhow::Context;
+use apimachinery::clock::Clock;
+use apimachinery::user::UserInfo;
+use futures::Stream;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use storage::Store;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use crate::flags::Flags;
+pub use crate::http::Body;
+pub use crate::registry::access::{SourceEvent, Wanted};
+
+use crate::http::filters::{self, Caller};
+use crate::registry::Registry;
+use crate::registry::access::Access;
+use crate::server::Server;
+
+/// Everything the API server is configured with. PEM is given as content.
+#[derive(Clone)]
+pub struct Config {
+    pub bind_address: IpAddr,
+    /// 0 lets the system choose; [`Handle::address`] tells.
+    pub secure_port: u16,
+    /// Serving certificate chain and key.
+    pub tls_certificate: Vec<u8>,
+    pub tls_key: Vec<u8>,
+    pub store: Arc<dyn Store>,
+    /// Identity, policy, service addresses.
+    pub security: security::Config,
+    /// `group/version` → served or not, over the default of serving what is generally available.
+    pub runtime_config: Vec<(String, bool)>,
+    pub kubelet: proxy::KubeletClient,
+    pub clock: Clock,
+    /// How long requests in flight may take to end on shutdown.
+    pub shutdown_grace: Duration,
+}
+
+impl Config {
+    /// The configuration with upstream's defaults.
+    pub fn new(store: Arc<dyn Store>, tls_certificate: Vec<u8>, tls_key: Vec<u8>) -> Config {
+        Config {
+            bind_address: IpAddr::from([0, 0, 0, 0]),
+            secure_port: 6443,
+            tls_certificate,
+            tls_key,
+            store,
+            security: security::Config::default(),
+            runtime_config: Vec::new(),
+            kubelet: proxy::KubeletClient::default(),
+            clock: Clock::system(),
+            shutdown_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The server as other parts of the process reach it: no TLS, no HTTP framing.
+#[derive(Clone)]
+pub struct Handle {
+    server: Arc<Server>,
+    address: SocketAddr,
+}
+
+impl Handle {
+    /// Answers a request of an authenticated component.
+    pub async fn call(&self, request: Request<Body>, user: UserInfo) -> Response<Body> {
+        filters::handle(&self.server, request, Caller::Known(user)).await
+    }
+
+    /// The objects `wanted` selects and their changes, for ever; no authorization is asked.
+    pub fn list_watch(&self, wanted: Wanted) -> impl Stream<Item = SourceEvent> + Send + 'static + use<> {
+        self.server.registry.list_watch(wanted)
+    }
+
+    /// Whether `/readyz` would say ok.
+    pub fn is_ready(&self) -> bool {
+        discovery::health::ready(&self.server)
+    }
+
+    /// Waits until the server is ready.
+    pub async fn ready(&self) {
+        let mut started = self.server.registry.subscribe_started();
+        // The sender lives in the registry, which this handle keeps.
+        let _ = started.wait_for(|started| *started).await;
+        self.server.registry.cache.wait_for(1, Duration::MAX).await;
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The registry, for tests and tools.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.server.registry
+    }
+}
+
+/// A server that listens but does not serve yet.
+pub struct Prepared {
+    server: Arc<Server>,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    bootstrap: bootstrap::Bootstrap,
+    grace: Duration,
+}
+
+/// Sets a server up: everything that can fail for reasons of configuration fails here.
+pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&config.tls_certificate)
+        .collect::<Result<_, _>>()
+        .context("the serving certificate is not PEM")?;
+    let key = PrivateKeyDer::from_pem_slice(&config.tls_key).context("the serving key is not PEM")?;
+    let tls = http::connection::tls_config(chain, key).context("serving certificate and key")?;
+    let wanted = SocketAddr::new(config.bind_address, config.secure_port);
+    let listener = listen(wanted).with_context(|| format!("cannot listen on {wanted}"))?;
+    let address = listener.local_addr()?;
+    let enabled = |group_version: &str| {
+        let said = |name: &str| config.runtime_config.iter().rev().find(|(k, _)| k == name).map(|(_, v)| *v);
+        said(group_version).or_else(|| {
+            let stage = ["alpha", "beta"].into_iter().find(|s| group_version.contains(s));
+            said(&format!("api/{}", stage.unwrap_or("ga"))).or_else(|| said("api/all"))
+        })
+    };
+    let registry = Registry::new(config.store.clone(), config.clock.clone(), &enabled);
+    let kubelets = proxy::Kubelets::new(&config.kubelet)?;
+    let server = Server::new(registry.clone(), kubelets);
+    let access = Arc::new(Access(registry.clone()));
+    let mut security = config.security.clone();
+    security.secure_port = address.port();
+    security.clock = config.clock.clone();
+    let (policy, bootstrap) = security::build(security, access.clone(), access)?;
+    registry.policy.store(Some(Arc::new(policy)));
+    let handle = Handle { server: server.clone(), address };
+    let prepared =
+        Prepared { server, listener, tls: Arc::new(tls), bootstrap, grace: config.shutdown_grace };
+    Ok((handle, prepared))
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(1024)
+}
+
+impl Prepared {
+    /// Serves until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Prepared { server, listener, tls, mut bootstrap, grace } = self;
+        let registry = server.registry.clone();
+        let ending = registry.ending.clone();
+        let caches = tokio::spawn(registry.cache.clone().run(ending.clone()));
+        let accepting = tokio::spawn(http::connection::serve(listener, tls, server.clone(), ending.clone(), grace));
+        let mut ready = bootstrap.ready();
+        let starting = {
+            let (registry, ending) = (registry.clone(), ending.clone());
+            tokio::spawn(async move {
+                // Nothing is written before the caches are filled: bootstrap decides by what is there.
+                tokio::select! {
+                    () = ending.cancelled() => return,
+                    _ = registry.cache.wait_for(1, Duration::MAX) => {}
+                }
+                let watching = {
+                    let registry = registry.clone();
+                    async move {
+                        if ready.wait_for(|ready| *ready).await.is_ok() {
+                            registry.set_started();
+                        }
+                    }
+                };
+                tokio::join!(bootstrap.run(ending), watching);
+            })
+        };
+        shutdown.cancelled().await;
+        ending.cancel();
+        let (a, b, c) = tokio::join!(accepting, starting, caches);
+        a.and(b).and(c).context("a task of the API server crashed")?;
+        Ok(())
+    }
+}
+
+/// Sets a server up and serves until `shutdown`.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let (_, prepared) = prepare(config).await?;
+    prepared.run(shutdown).await
+}

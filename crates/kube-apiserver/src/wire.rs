@@ -1,6 +1,8 @@
 //! Bodies in and out: which bytes are which object. The codecs themselves are in `apimachinery`.
 
+use apimachinery::codec::{self, MediaType};
 use apimachinery::object::Encoded;
+use apimachinery::schema::Schema;
 use apimachinery::status::Status;
 use bytes::Bytes;
 use http::Response;
@@ -10,103 +12,133 @@ use serde_json::{Value, json};
 use crate::http::Body;
 use crate::http::negotiation::{Accept, Encoding};
 use crate::registry::Entry;
+use crate::registry::entry::api_version;
 use crate::registry::handler::PatchKind;
 use crate::registry::output::Show;
 
-/// What happens to fields nobody knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strictness {
-    Ignore,
-    Warn,
-    Strict,
+pub use apimachinery::codec::Strictness;
+
+/// What an object must be.
+#[derive(Clone, Copy)]
+pub struct Shape<'a> {
+    pub group: &'a str,
+    pub version: &'a str,
+    pub kind: &'a str,
+    /// Absent for custom resources that keep whatever they are given.
+    pub schema: Option<&'a Schema>,
 }
 
-fn malformed(encoding: Encoding, why: impl std::fmt::Display) -> Status {
-    let what = match encoding {
-        Encoding::Json => "json",
-        Encoding::Yaml => "yaml",
-        Encoding::Protobuf => "protobuf",
-    };
-    Status::bad_request(format!("couldn't get version/kind; {what} parse error: {why}"))
+impl<'a> Shape<'a> {
+    /// A built-in kind.
+    pub fn builtin(group: &'a str, version: &'a str, kind: &'a str) -> Shape<'a> {
+        Shape { group, version, kind, schema: apimachinery::schema::for_kind(group, version, kind) }
+    }
+
+    pub fn of(entry: &'a Entry) -> Shape<'a> {
+        Shape { group: &entry.group, version: &entry.version, kind: &entry.kind, schema: entry.schema() }
+    }
 }
 
-fn parse(body: &Bytes, encoding: Encoding) -> Result<Value, Status> {
+fn media_type(encoding: Encoding) -> MediaType {
     match encoding {
-        Encoding::Json => serde_json::from_slice(body).map_err(|e| malformed(encoding, e)),
-        Encoding::Yaml | Encoding::Protobuf => Err(Status::unsupported_media_type(&["application/json"])),
+        Encoding::Json => MediaType::Json,
+        Encoding::Yaml => MediaType::Yaml,
+        Encoding::Protobuf => MediaType::Protobuf,
     }
 }
 
 /// Fills in, or checks, the kind and version of an object.
-fn check_kind(value: &mut Value, group: &str, version: &str, kind: &str) -> Result<(), Status> {
-    let wanted = crate::registry::entry::api_version(group, version);
+fn check_kind(value: &mut Value, shape: Shape<'_>) -> Result<(), Status> {
+    let wanted = api_version(shape.group, shape.version);
     let Some(object) = value.as_object_mut() else {
         return Err(Status::bad_request("the request body is not an object"));
     };
-    let said = |name: &str, object: &serde_json::Map<String, Value>| {
-        object.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
-    };
-    let (said_version, said_kind) = (said("apiVersion", object), said("kind", object));
+    let said = |name: &str| object.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (said_version, said_kind) = (said("apiVersion"), said("kind"));
     if said_version.is_empty() {
-        object.insert("apiVersion".to_owned(), wanted.into());
+        object.insert("apiVersion".to_owned(), wanted.clone().into());
     } else if said_version != wanted {
         return Err(Status::bad_request(format!(
             "the API version in the data ({said_version}) does not match the expected API version ({wanted})"
         )));
     }
     if said_kind.is_empty() {
-        object.insert("kind".to_owned(), kind.into());
-    } else if said_kind != kind {
-        let (given, expected) = (
-            format!("{said_version}, Kind={said_kind}"),
-            format!("{}, Kind={kind}", crate::registry::entry::api_version(group, version)),
-        );
+        object.insert("kind".to_owned(), shape.kind.into());
+    } else if said_kind != shape.kind {
         return Err(Status::bad_request(format!(
-            "no kind {said_kind:?} is registered: the object provided is {given} (must be {expected})"
+            "the object provided is unrecognized (must be of type {}): {said_version}, Kind={said_kind}",
+            shape.kind
         )));
     }
     Ok(())
 }
 
-/// Reads an object of `kind`; also returns what was dropped from it.
-pub fn decode(
-    body: &Bytes,
-    encoding: Encoding,
-    _strictness: Strictness,
-    group: &str,
-    version: &str,
-    kind: &str,
-) -> Result<(Value, Vec<String>), Status> {
-    let mut value = parse(body, encoding)?;
-    check_kind(&mut value, group, version, kind)?;
-    Ok((value, Vec::new()))
+type Read = (Value, Vec<String>);
+
+/// Reads an object; also returns what was dropped from it. In strict mode what would be dropped is an error.
+pub fn decode(body: &[u8], encoding: Encoding, strictness: Strictness, shape: Shape<'_>) -> Result<Read, Status> {
+    read(body, encoding, strictness, shape, true)
 }
 
 /// Reads an applied configuration, which gets no defaults.
-pub fn decode_apply(
-    body: &Bytes,
-    _strictness: Strictness,
-    group: &str,
-    version: &str,
-    kind: &str,
-) -> Result<(Value, Vec<String>), Status> {
-    let mut value = parse(body, Encoding::Json)?;
-    check_kind(&mut value, group, version, kind)?;
-    Ok((value, Vec::new()))
+pub fn decode_apply(body: &[u8], strictness: Strictness, shape: Shape<'_>) -> Result<Read, Status> {
+    read(body, Encoding::Yaml, strictness, shape, false)
+}
+
+fn read(
+    body: &[u8],
+    encoding: Encoding,
+    strictness: Strictness,
+    shape: Shape<'_>,
+    defaults: bool,
+) -> Result<Read, Status> {
+    let media = media_type(encoding);
+    let group_version = api_version(shape.group, shape.version);
+    let refused = |e: codec::DecodeError| e.to_status(shape.kind, shape.version);
+    let mut read = match shape.schema {
+        Some(schema) => {
+            let decoded = if defaults {
+                codec::decode(body, media, schema, strictness)
+            } else {
+                codec::decode_applied(body, media, schema, strictness)
+            };
+            let decoded = decoded.map_err(|error| {
+                // What is of another kind is told as such, whatever else is wrong with it.
+                let mut other = match codec::type_meta(body, media) {
+                    Ok((version, kind)) => json!({"apiVersion": version, "kind": kind}),
+                    Err(_) => json!({}),
+                };
+                check_kind(&mut other, shape).err().unwrap_or_else(|| refused(error))
+            })?;
+            (decoded.value, decoded.complaints)
+        }
+        None => (codec::decode_any(body, media).map_err(refused)?, Vec::new()),
+    };
+    let _ = group_version;
+    check_kind(&mut read.0, shape)?;
+    Ok(read)
 }
 
 /// Reads DeleteOptions.
-pub fn decode_options(body: &Bytes, encoding: Encoding) -> Result<Value, Status> {
-    parse(body, encoding)
+pub fn decode_options(body: &[u8], encoding: Encoding) -> Result<Value, Status> {
+    let schema = apimachinery::schema::builtin("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions");
+    let refused = |e: codec::DecodeError| e.to_status("DeleteOptions", "v1");
+    match schema {
+        Some(schema) => codec::decode(body, media_type(encoding), schema, Strictness::Ignore)
+            .map(|d| d.value)
+            .map_err(refused),
+        None => codec::decode_any(body, media_type(encoding)).map_err(refused),
+    }
 }
 
-pub fn parse_patch(body: &Bytes, kind: PatchKind) -> Result<Value, Status> {
-    let patch: Value = serde_json::from_slice(body).map_err(|e| malformed(Encoding::Json, e))?;
+pub fn parse_patch(body: &[u8], kind: PatchKind) -> Result<Value, Status> {
+    let patch = codec::decode_any(body, MediaType::Json)
+        .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
     let shape = if kind == PatchKind::Json { patch.is_array() } else { patch.is_object() };
     if shape { Ok(patch) } else { Err(Status::bad_request("the patch has the wrong form for its media type")) }
 }
 
-pub fn apply_patch(old: &Value, patch: &Value, kind: PatchKind, _entry: &Entry) -> Result<Value, Status> {
+pub fn apply_patch(old: &Value, patch: &Value, kind: PatchKind, _shape: Shape<'_>) -> Result<Value, Status> {
     match kind {
         PatchKind::Merge | PatchKind::Strategic => {
             let mut new = old.clone();
@@ -136,15 +168,23 @@ fn merge(target: &mut Value, patch: &Value) {
 }
 
 /// Checks a patched object as if it had been sent whole.
-pub fn recheck(
-    mut value: Value,
-    _strictness: Strictness,
-    group: &str,
-    version: &str,
-    kind: &str,
-) -> Result<(Value, Vec<String>), Status> {
-    check_kind(&mut value, group, version, kind)?;
-    Ok((value, Vec::new()))
+pub fn recheck(mut value: Value, strictness: Strictness, shape: Shape<'_>) -> Result<Read, Status> {
+    check_kind(&mut value, shape)?;
+    match shape.schema {
+        Some(schema) => codec::normalize(&value, schema, strictness)
+            .map(|d| (d.value, d.complaints))
+            .map_err(|e| e.to_status(shape.kind, shape.version)),
+        None => Ok((value, Vec::new())),
+    }
+}
+
+/// Completes an object of the server's own making: kind, version, schema defaults.
+pub fn complete(object: &mut Value, entry: &Entry) -> Result<(), Status> {
+    check_kind(object, Shape::of(entry))?;
+    if let Some(schema) = entry.schema() {
+        apimachinery::defaults::apply(object, schema);
+    }
+    Ok(())
 }
 
 pub fn encode_value(value: &Value, accept: Accept) -> Result<Vec<u8>, String> {
@@ -155,7 +195,8 @@ pub fn encode_value(value: &Value, accept: Accept) -> Result<Vec<u8>, String> {
             Ok(out)
         }
         Encoding::Json => serde_json::to_vec(value).map_err(|e| e.to_string()),
-        Encoding::Yaml | Encoding::Protobuf => Err("not JSON".to_owned()),
+        Encoding::Yaml => Ok(codec::encode_yaml(value)),
+        Encoding::Protobuf => Err("not there yet".to_owned()),
     }
 }
 
@@ -185,9 +226,4 @@ pub fn columns(_entry: &Entry) -> Vec<Value> {
 
 pub fn cells(_entry: &Entry, object: &Value, _now: Timestamp) -> Vec<Value> {
     vec![object["metadata"]["name"].clone(), object["metadata"]["creationTimestamp"].clone()]
-}
-
-/// Completes an object of the server's own making: kind, version, schema defaults.
-pub fn complete(object: &mut Value, entry: &Entry) -> Result<(), Status> {
-    check_kind(object, &entry.group, &entry.version, &entry.kind)
 }

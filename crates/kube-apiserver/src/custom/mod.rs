@@ -50,6 +50,10 @@ impl CustomResource {
         match *self {}
     }
 
+    pub fn schema(&self) -> Option<&apimachinery::schema::Schema> {
+        match *self {}
+    }
+
     pub fn from_storage(&self, _object: &mut Value) -> Result<(), Status> {
         match *self {}
     }

@@ -17,7 +17,7 @@ fn checks(server: &Server, endpoint: &str) -> Vec<Check> {
         if server.registry.cache.synced() { Ok(()) } else { Err("the watch caches are not filled yet".to_owned()) }
     };
     let started = || {
-        if server.registry.policy.load().is_some() { Ok(()) } else { Err("not finished".to_owned()) }
+        if server.registry.is_started() { Ok(()) } else { Err("not finished".to_owned()) }
     };
     let mut all = vec![("ping", Ok(())), ("log", Ok(())), ("etcd", synced())];
     if endpoint == "readyz" {

@@ -9,9 +9,25 @@ use crate::http::Body;
 use crate::registry::handler::Call;
 use crate::server::Server;
 
+/// How the server proves itself to kubelets, as PEM.
+#[derive(Clone, Debug, Default)]
+pub struct KubeletClient {
+    pub certificate: Option<Vec<u8>>,
+    pub key: Option<Vec<u8>>,
+    /// Whom kubelets' certificates must be signed by; without it they are not checked, as upstream's default.
+    pub ca: Option<Vec<u8>>,
+    /// Which addresses of a node are tried, first to last; empty means upstream's order.
+    pub address_types: Vec<String>,
+}
+
 /// How the server reaches kubelets.
-#[derive(Default)]
 pub struct Kubelets {}
+
+impl Kubelets {
+    pub fn new(_client: &KubeletClient) -> anyhow::Result<Kubelets> {
+        Ok(Kubelets {})
+    }
+}
 
 fn missing() -> Status {
     let mut status = Status::service_unavailable("this server cannot reach kubelets yet");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use api::Strategy;
 use apimachinery::resources::ResourceInfo;
+use apimachinery::schema::Schema;
 
 use crate::cache::{Cache, ResourceCache, ResourceKind};
 use crate::custom::CustomResource;
@@ -33,6 +34,8 @@ pub struct Entry {
     pub verbs: Vec<String>,
     pub namespaced: bool,
     pub subresources: Vec<Subresource>,
+    /// Of built-in kinds; custom resources have theirs in `custom`.
+    pub builtin_schema: Option<&'static Schema>,
     pub strategy: &'static dyn Strategy,
     /// Absent for kinds that are not stored.
     pub cache: Option<Arc<ResourceCache>>,
@@ -55,6 +58,13 @@ impl Entry {
     /// Whether what is stored is what this version shows.
     pub fn is_storage_version(&self) -> bool {
         self.version == self.storage_version && self.group == self.storage_group
+    }
+
+    pub fn schema(&self) -> Option<&Schema> {
+        match &self.custom {
+            Some(custom) => custom.schema(),
+            None => self.builtin_schema,
+        }
     }
 
     pub fn has_verb(&self, verb: &str) -> bool {
@@ -192,6 +202,7 @@ fn from_info(info: &'static ResourceInfo, cache: &Cache) -> Entry {
         verbs: own(info.verbs),
         namespaced: info.namespaced,
         subresources,
+        builtin_schema: apimachinery::schema::for_kind(info.group, info.version, info.kind),
         strategy,
         cache: stored,
         storage_version: info.storage_version().to_owned(),

@@ -13,7 +13,7 @@ use super::delete::DeleteOptions;
 use super::list::{self, ListOptions};
 use super::output::{self, IncludeObject, Show};
 use super::selection::Selection;
-use super::watch::WatchOptions;
+use super::watching::WatchOptions;
 use super::write::{Change, Write, Written};
 use super::{Entry, Registry, meta, subresource};
 use crate::http::Body;
@@ -22,7 +22,7 @@ use crate::http::request_info::Query;
 use crate::http::respond;
 use crate::seams::RequestInfo;
 use crate::server::Server;
-use crate::wire::{self, Strictness};
+use crate::wire::{self, Shape, Strictness};
 
 /// Largest request body.
 pub const BODY_BYTES_MAX: usize = 3 << 20;
@@ -143,11 +143,11 @@ impl Call {
         }
     }
 
-    /// Reads a body that must be of `kind`, checked against its schema.
-    pub async fn decode(&mut self, group: &str, version: &str, kind: &str) -> Result<Value, Status> {
+    /// Reads a body that must be of a kind, checked against its schema.
+    pub async fn decode(&mut self, shape: Shape<'_>) -> Result<Value, Status> {
         let (encoding, strictness) = (self.encoding_of_body()?, self.strictness()?);
         let body = self.take_body().await?;
-        let (value, complaints) = wire::decode(&body, encoding, strictness, group, version, kind)?;
+        let (value, complaints) = wire::decode(&body, encoding, strictness, shape)?;
         self.complain(strictness, complaints)?;
         Ok(value)
     }
@@ -296,9 +296,9 @@ fn check_identity(entry: &Entry, info: &RequestInfo, object: &mut Value) -> Resu
         if namespace.is_empty() {
             meta::set(object, "namespace", info.namespace.as_str());
         } else if namespace != info.namespace {
-            return Err(Status::bad_request(format!(
-                "the namespace of the provided object does not match the namespace sent on the request"
-            )));
+            return Err(Status::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
         }
     } else if !meta::text(object, "namespace").is_empty() {
         meta::clear(object, "namespace");
@@ -308,7 +308,7 @@ fn check_identity(entry: &Entry, info: &RequestInfo, object: &mut Value) -> Resu
 
 async fn create(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
     let show = call.show(entry, registry)?;
-    let mut object = call.decode(&entry.group, &entry.version, &entry.kind).await?;
+    let mut object = call.decode(Shape::of(entry)).await?;
     check_identity(entry, &call.info, &mut object)?;
     output::to_storage(entry, &mut object)?;
     let user = call.user.clone();
@@ -325,7 +325,7 @@ pub async fn update(
     sub: &str,
 ) -> Result<Response<Body>, Status> {
     let show = call.show(entry, registry)?;
-    let mut object = call.decode(&entry.group, &entry.version, &entry.kind).await?;
+    let mut object = call.decode(Shape::of(entry)).await?;
     let name = meta::text(&object, "name");
     if name.is_empty() {
         return Err(Status::bad_request("name must be provided"));
@@ -421,8 +421,7 @@ pub async fn patch(
             let error = FieldError::required(&path, "is required for apply patch");
             return Err(Status::invalid("PatchOptions", "meta.k8s.io", "", vec![error]));
         }
-        let (mut config, complaints) =
-            wire::decode_apply(&body, strictness, &entry.group, &entry.version, &entry.kind)?;
+        let (mut config, complaints) = wire::decode_apply(&body, strictness, Shape::of(entry))?;
         call.complain(strictness, complaints)?;
         if !meta::text(&config, "name").is_empty() && meta::text(&config, "name") != call.info.name {
             return Err(Status::bad_request("name in the applied object does not match the name on the URL"));
@@ -441,9 +440,8 @@ pub async fn patch(
     let compute = |old: &Value| {
         let mut shown = old.clone();
         output::from_storage(entry, &mut shown)?;
-        let patched = wire::apply_patch(&shown, &patch, kind, entry)?;
-        let (mut new, complaints) =
-            wire::recheck(patched, strictness, &entry.group, &entry.version, &entry.kind)?;
+        let patched = wire::apply_patch(&shown, &patch, kind, Shape::of(entry))?;
+        let (mut new, complaints) = wire::recheck(patched, strictness, Shape::of(entry))?;
         if strictness == Strictness::Strict && !complaints.is_empty() {
             return Err(Status::bad_request(format!("strict decoding error: {}", complaints.join(", "))));
         }

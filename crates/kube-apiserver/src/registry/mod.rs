@@ -11,7 +11,7 @@ pub mod output;
 pub mod ownership;
 pub mod selection;
 pub mod subresource;
-pub mod watch;
+pub mod watching;
 pub mod write;
 
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use apimachinery::status::Status;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use storage::{Change, Expect, KeyRange, KeyValue, RangeRequest, Store, WriteOutcome, WriteRequest};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, ROOT, ResourceCache};
@@ -42,6 +43,8 @@ pub struct Registry {
     pub clock: Clock,
     pub policy: ArcSwapOption<Policy>,
     pub leases: write::Leases,
+    /// Whether the objects every cluster has are there.
+    pub started: watch::Sender<bool>,
     /// Cancelled when the server begins to end.
     pub ending: CancellationToken,
 }
@@ -64,8 +67,21 @@ impl Registry {
             clock,
             policy: ArcSwapOption::empty(),
             leases: write::Leases::default(),
+            started: watch::Sender::new(false),
             ending: CancellationToken::new(),
         })
+    }
+
+    pub fn is_started(&self) -> bool {
+        *self.started.borrow()
+    }
+
+    pub fn set_started(&self) {
+        self.started.send_replace(true);
+    }
+
+    pub fn subscribe_started(&self) -> watch::Receiver<bool> {
+        self.started.subscribe()
     }
 
     pub fn is_ending(&self) -> bool {

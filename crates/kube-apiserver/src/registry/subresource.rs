@@ -18,7 +18,7 @@ use crate::http::respond;
 use crate::proxy;
 use crate::seams::{AdmissionRequest, Operation};
 use crate::server::Server;
-use crate::wire;
+use crate::wire::{self, Shape};
 
 /// Answers a request for a subresource.
 pub async fn serve(server: &Arc<Server>, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
@@ -58,7 +58,7 @@ pub async fn serve_unstored(
     let registry = &server.registry;
     match (entry.group.as_str(), entry.resource.as_str(), call.info.verb.as_str()) {
         ("", "bindings", "create") => {
-            let body = call.decode("", "v1", "Binding").await?;
+            let body = call.decode(Shape::builtin("", "v1", "Binding")).await?;
             let table = registry.table.load_full();
             let pods = table.find("", "v1", "pods").ok_or_else(Status::no_such_resource)?;
             call.info.name = meta::text(&body, "name").to_owned();
@@ -72,7 +72,7 @@ pub async fn serve_unstored(
         ("", "componentstatuses", "get") => Err(Status::not_found("componentstatuses", "", &call.info.name)),
         (_, _, "create") => {
             let show = call.show(entry, registry)?;
-            let object = call.decode(&entry.group, &entry.version, &entry.kind).await?;
+            let object = call.decode(Shape::of(entry)).await?;
             let policy = registry.policy()?;
             let answer =
                 policy.reviews.review(&call.user, &entry.resource, &call.info.namespace, object).await?;
@@ -103,7 +103,7 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
     }
     type Computed<'a> = Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync + 'a>;
     let wanted: Computed<'_> = if call.info.verb == "update" {
-        let sent = call.decode("autoscaling", "v1", "Scale").await?;
+        let sent = call.decode(Shape::builtin("autoscaling", "v1", "Scale")).await?;
         if meta::text(&sent, "name") != call.info.name {
             return Err(Status::bad_request(format!(
                 "the name of the object ({}) does not match the name on the URL ({})",
@@ -117,7 +117,7 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
         let body = call.take_body().await?;
         match kind {
             PatchKind::Apply => {
-                let (config, _) = wire::decode_apply(&body, wire::Strictness::Warn, "autoscaling", "v1", "Scale")?;
+                let (config, _) = wire::decode_apply(&body, wire::Strictness::Warn, Shape::builtin("autoscaling", "v1", "Scale"))?;
                 Box::new(move |old| {
                     let mut new = old.clone();
                     if let Some(replicas) = config["spec"].get("replicas") {
@@ -128,7 +128,7 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
             }
             kind => {
                 let patch = wire::parse_patch(&body, kind)?;
-                Box::new(move |old| wire::apply_patch(old, &patch, kind, entry))
+                Box::new(move |old| wire::apply_patch(old, &patch, kind, Shape::builtin("autoscaling", "v1", "Scale")))
             }
         }
     };
@@ -160,7 +160,7 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
 }
 
 async fn bind_one(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
-    let body = call.decode("", "v1", "Binding").await?;
+    let body = call.decode(Shape::builtin("", "v1", "Binding")).await?;
     let name = meta::text(&body, "name");
     if !name.is_empty() && name != call.info.name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
@@ -284,7 +284,7 @@ async fn connect(
 }
 
 async fn token(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
-    let mut request = call.decode("authentication.k8s.io", "v1", "TokenRequest").await?;
+    let mut request = call.decode(Shape::builtin("authentication.k8s.io", "v1", "TokenRequest")).await?;
     let user = call.user.clone();
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
     let cache = registry.cache_of(entry)?;
@@ -300,7 +300,7 @@ async fn token(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
 
 /// Deletes a pod when the disruption budgets over it allow.
 async fn evict(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
-    let mut eviction = call.decode("policy", "v1", "Eviction").await?;
+    let mut eviction = call.decode(Shape::builtin("policy", "v1", "Eviction")).await?;
     let user = call.user.clone();
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
     let said = meta::text(&eviction, "name");
