@@ -24,7 +24,6 @@ pub mod wire;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ::http::{Request, Response};
@@ -163,13 +162,13 @@ pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
     let (policy, bootstrap) = security::build(security, access.clone(), access)?;
     registry.policy.store(Some(Arc::new(policy)));
     let handle = Handle { server: server.clone(), address };
-    let prepared =
-        Prepared { server, listener, tls: Arc::new(tls), bootstrap, grace: config.shutdown_grace };
+    let prepared = Prepared { server, listener, tls: Arc::new(tls), bootstrap, grace: config.shutdown_grace };
     Ok((handle, prepared))
 }
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
+    let socket =
+        if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(1024)
@@ -178,11 +177,12 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 impl Prepared {
     /// Serves until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Prepared { server, listener, tls, mut bootstrap, grace } = self;
+        let Prepared { server, listener, tls, bootstrap, grace } = self;
         let registry = server.registry.clone();
         let ending = registry.ending.clone();
         let caches = tokio::spawn(registry.cache.clone().run(ending.clone()));
-        let accepting = tokio::spawn(http::connection::serve(listener, tls, server.clone(), ending.clone(), grace));
+        let accepting =
+            tokio::spawn(http::connection::serve(listener, tls, server.clone(), ending.clone(), grace));
         let mut ready = bootstrap.ready();
         let starting = {
             let (registry, ending) = (registry.clone(), ending.clone());

@@ -75,7 +75,9 @@ impl Metrics {
                 k.group, k.resource, k.subresource, k.verb, k.version
             )
         };
-        out.push_str("# HELP apiserver_request_total Requests answered.\n# TYPE apiserver_request_total counter\n");
+        out.push_str(
+            "# HELP apiserver_request_total Requests answered.\n# TYPE apiserver_request_total counter\n",
+        );
         for (key, series) in requests.iter() {
             let _ = writeln!(
                 out,

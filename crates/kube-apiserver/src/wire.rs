@@ -76,7 +76,12 @@ fn check_kind(value: &mut Value, shape: Shape<'_>) -> Result<(), Status> {
 type Read = (Value, Vec<String>);
 
 /// Reads an object; also returns what was dropped from it. In strict mode what would be dropped is an error.
-pub fn decode(body: &[u8], encoding: Encoding, strictness: Strictness, shape: Shape<'_>) -> Result<Read, Status> {
+pub fn decode(
+    body: &[u8],
+    encoding: Encoding,
+    strictness: Strictness,
+    shape: Shape<'_>,
+) -> Result<Read, Status> {
     read(body, encoding, strictness, shape, true)
 }
 
@@ -135,7 +140,11 @@ pub fn parse_patch(body: &[u8], kind: PatchKind) -> Result<Value, Status> {
     let patch = codec::decode_any(body, MediaType::Json)
         .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
     let shape = if kind == PatchKind::Json { patch.is_array() } else { patch.is_object() };
-    if shape { Ok(patch) } else { Err(Status::bad_request("the patch has the wrong form for its media type")) }
+    if shape {
+        Ok(patch)
+    } else {
+        Err(Status::bad_request("the patch has the wrong form for its media type"))
+    }
 }
 
 pub fn apply_patch(old: &Value, patch: &Value, kind: PatchKind, _shape: Shape<'_>) -> Result<Value, Status> {
@@ -145,7 +154,9 @@ pub fn apply_patch(old: &Value, patch: &Value, kind: PatchKind, _shape: Shape<'_
             merge(&mut new, patch);
             Ok(new)
         }
-        PatchKind::Json | PatchKind::Apply => Err(Status::unsupported_media_type(&["application/merge-patch+json"])),
+        PatchKind::Json | PatchKind::Apply => {
+            Err(Status::unsupported_media_type(&["application/merge-patch+json"]))
+        }
     }
 }
 

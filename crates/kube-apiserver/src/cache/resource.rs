@@ -178,7 +178,8 @@ impl ResourceCache {
                 Err(error) => tracing::error!(key = ?kv.key, %error, "stored object is unreadable"),
             }
         }
-        state.ring_after = state.ring_after.max(revision.min(state.ring.front().map_or(revision, |e| e.revision - 1)));
+        state.ring_after =
+            state.ring_after.max(revision.min(state.ring.front().map_or(revision, |e| e.revision - 1)));
         state.revision = state.revision.max(revision);
         drop(state);
         self.changes.send_replace(revision);
@@ -216,7 +217,9 @@ impl ResourceCache {
             Event::Delete { .. } => None,
         };
         let mut state = self.state.write();
-        if revision <= state.revision && state.objects.get(&key).is_some_and(|o| o.resource_version >= revision) {
+        if revision <= state.revision
+            && state.objects.get(&key).is_some_and(|o| o.resource_version >= revision)
+        {
             return;
         }
         let previous = match &put {
@@ -241,7 +244,12 @@ impl ResourceCache {
     }
 
     /// Begins a watch. `prefix` and `matches` select as in [`ResourceCache::snapshot`].
-    pub fn watch(self: &Arc<Self>, prefix: &str, matches: Option<Matches>, start: Start) -> Result<Watcher, TooOld> {
+    pub fn watch(
+        self: &Arc<Self>,
+        prefix: &str,
+        matches: Option<Matches>,
+        start: Start,
+    ) -> Result<Watcher, TooOld> {
         let mut state = self.state.write();
         let current = self.current(&state);
         let prefix = prefix.to_owned();

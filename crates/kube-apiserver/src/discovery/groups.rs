@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 use crate::http::Body;
 use crate::http::negotiation::{self, Encoding};
 use crate::http::respond;
+use crate::registry::entry::api_version;
 use crate::registry::handler::Call;
 use crate::registry::{Entry, Table};
-use crate::registry::entry::api_version;
 use crate::server::Server;
 
 /// Documents made from the table, kept until it changes.
@@ -115,8 +115,13 @@ pub fn root(server: &Server, call: &Call, named_groups: bool) -> Result<Response
     }
     let accept_text = negotiation::accept_header(&call.headers);
     let table = server.registry.table.load();
-    let accept = negotiation::choose(&accept_text, false)
-        .ok_or_else(|| Status::not_acceptable(&["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"]))?;
+    let accept = negotiation::choose(&accept_text, false).ok_or_else(|| {
+        Status::not_acceptable(&[
+            "application/json",
+            "application/yaml",
+            "application/vnd.kubernetes.protobuf",
+        ])
+    })?;
     let value = if named_groups {
         let groups: Vec<Value> = ordered(&table)
             .iter()
@@ -125,7 +130,11 @@ pub fn root(server: &Server, call: &Call, named_groups: bool) -> Result<Response
             .collect();
         json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
     } else {
-        let host = call.headers.get(header::HOST).and_then(|h| h.to_str().ok()).or(call.uri.authority().map(|a| a.as_str()));
+        let host = call
+            .headers
+            .get(header::HOST)
+            .and_then(|h| h.to_str().ok())
+            .or(call.uri.authority().map(|a| a.as_str()));
         json!({
             "kind": "APIVersions",
             "versions": ["v1"],
@@ -234,16 +243,29 @@ fn aggregated(server: &Server, call: &Call, named_groups: bool, version: &'stati
             }
         }
     };
-    let matches = call.headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == document.etag.as_bytes());
+    let matches =
+        call.headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == document.etag.as_bytes());
     let mut response = if matches {
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response
     } else if version == "v2" {
-        respond::bytes_response(StatusCode::OK, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", document.body)
+        respond::bytes_response(
+            StatusCode::OK,
+            "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+            document.body,
+        )
     } else {
-        let text = String::from_utf8_lossy(&document.body).replacen("apidiscovery.k8s.io/v2", "apidiscovery.k8s.io/v2beta1", 1);
-        respond::bytes_response(StatusCode::OK, "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList", text)
+        let text = String::from_utf8_lossy(&document.body).replacen(
+            "apidiscovery.k8s.io/v2",
+            "apidiscovery.k8s.io/v2beta1",
+            1,
+        );
+        respond::bytes_response(
+            StatusCode::OK,
+            "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
+            text,
+        )
     };
     let headers = response.headers_mut();
     if let Ok(etag) = HeaderValue::from_str(&document.etag) {
@@ -287,7 +309,8 @@ fn aggregate(table: &Table, named_groups: bool) -> Value {
 }
 
 fn aggregate_resource(entry: &Entry) -> Value {
-    let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let kind =
+        |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
     let mut value = json!({
         "resource": entry.resource,
         "responseKind": kind(&entry.group, &entry.version, &entry.kind),

@@ -14,7 +14,11 @@ type Check = (&'static str, Result<(), String>);
 
 fn checks(server: &Server, endpoint: &str) -> Vec<Check> {
     let synced = || {
-        if server.registry.cache.synced() { Ok(()) } else { Err("the watch caches are not filled yet".to_owned()) }
+        if server.registry.cache.synced() {
+            Ok(())
+        } else {
+            Err("the watch caches are not filled yet".to_owned())
+        }
     };
     let started = || {
         if server.registry.is_started() { Ok(()) } else { Err("not finished".to_owned()) }

@@ -1,7 +1,7 @@
 //! What is not a resource: discovery, OpenAPI, health, version, metrics.
 
-pub mod health;
 pub mod groups;
+pub mod health;
 
 use std::sync::Arc;
 
@@ -31,7 +31,20 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
     match parts.as_slice() {
         [] => {
             let table = server.registry.table.load();
-            let mut paths: Vec<String> = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version", "/.well-known/openid-configuration"].map(str::to_owned).to_vec();
+            let mut paths: Vec<String> = [
+                "/api",
+                "/apis",
+                "/healthz",
+                "/livez",
+                "/metrics",
+                "/openapi/v2",
+                "/openapi/v3",
+                "/readyz",
+                "/version",
+                "/.well-known/openid-configuration",
+            ]
+            .map(str::to_owned)
+            .to_vec();
             for (group, versions) in table.groups() {
                 let base = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
                 if !group.is_empty() {
@@ -40,7 +53,11 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
                 paths.extend(versions.keys().map(|v| format!("{base}/{v}")));
             }
             paths.sort();
-            Ok(respond::value(StatusCode::OK, &json!({"paths": paths}), call.accept(false).unwrap_or_default()))
+            Ok(respond::value(
+                StatusCode::OK,
+                &json!({"paths": paths}),
+                call.accept(false).unwrap_or_default(),
+            ))
         }
         ["api"] | ["apis"] => groups::root(server, call, parts[0] == "apis"),
         ["api", version] => groups::version(server, call, "", version),
@@ -57,10 +74,12 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
             health::render(server, &mut out);
             Ok(respond::bytes_response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out))
         }
-        [".well-known", "openid-configuration"] => match server.registry.policy()?.reviews.openid_configuration() {
-            Some(value) => Ok(respond::value(StatusCode::OK, &value, Default::default())),
-            None => Err(Status::no_such_resource()),
-        },
+        [".well-known", "openid-configuration"] => {
+            match server.registry.policy()?.reviews.openid_configuration() {
+                Some(value) => Ok(respond::value(StatusCode::OK, &value, Default::default())),
+                None => Err(Status::no_such_resource()),
+            }
+        }
         ["openid", "v1", "jwks"] => match server.registry.policy()?.reviews.jwks() {
             Some(value) => {
                 let bytes = serde_json::to_vec(&value).unwrap_or_default();

@@ -53,7 +53,8 @@ impl Body {
         while let Some(frame) =
             std::future::poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut self), cx)).await
         {
-            let frame = frame.map_err(|e| respond::bad_request(format!("the request body could not be read: {e}")))?;
+            let frame = frame
+                .map_err(|e| respond::bad_request(format!("the request body could not be read: {e}")))?;
             let Ok(data) = frame.into_data() else { continue };
             length += data.len();
             if length > limit {
@@ -94,7 +95,10 @@ impl http_body::Body for Body {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             Body::Empty => Poll::Ready(None),
             Body::Pieces(pieces) => Poll::Ready(pieces.pop_front().map(|b| Ok(Frame::data(b)))),

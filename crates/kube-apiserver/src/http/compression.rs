@@ -22,7 +22,10 @@ pub fn compress(response: Response<Body>) -> Response<Body> {
         Some(exact) => exact >= COMPRESS_FROM,
         None => true,
     };
-    if !big || response.status() != http::StatusCode::OK || response.headers().contains_key(header::CONTENT_ENCODING) {
+    if !big
+        || response.status() != http::StatusCode::OK
+        || response.headers().contains_key(header::CONTENT_ENCODING)
+    {
         return response;
     }
     let (mut parts, body) = response.into_parts();

@@ -151,7 +151,10 @@ mod tests {
             ("application/yaml", Some((Encoding::Yaml, View::Whole))),
             ("application/vnd.kubernetes.protobuf,application/json", Some((Encoding::Protobuf, View::Whole))),
             (&format!("{table},application/json"), Some((Encoding::Json, View::Table))),
-            ("application/json;as=Nothing;v=v1;g=meta.k8s.io,application/json", Some((Encoding::Json, View::Whole))),
+            (
+                "application/json;as=Nothing;v=v1;g=meta.k8s.io,application/json",
+                Some((Encoding::Json, View::Whole)),
+            ),
             ("text/html", None),
             ("text/html,application/json;q=0.5,*/*;q=0.1", Some((Encoding::Json, View::Whole))),
             (

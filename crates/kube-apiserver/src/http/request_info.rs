@@ -151,7 +151,11 @@ mod tests {
             ("POST", "/apis/apps/v1/namespaces/a/deployments", "create|apps|v1|a|deployments||"),
             ("DELETE", "/apis/apps/v1/namespaces/a/deployments", "deletecollection|apps|v1|a|deployments||"),
             ("DELETE", "/apis/apps/v1/namespaces/a/deployments/x", "delete|apps|v1|a|deployments|x|"),
-            ("PATCH", "/apis/apps/v1/namespaces/a/deployments/x/scale", "patch|apps|v1|a|deployments|x|scale"),
+            (
+                "PATCH",
+                "/apis/apps/v1/namespaces/a/deployments/x/scale",
+                "patch|apps|v1|a|deployments|x|scale",
+            ),
             ("GET", "/api/v1/watch/namespaces/a/pods", "watch||v1|a|pods||"),
             ("GET", "/api/v1/watch/namespaces/a/pods/x", "watch||v1|a|pods|x|"),
             ("GET", "/api/v1/pods?fieldSelector=metadata.name%3Dx&watch=1", "watch||v1||pods|x|"),
@@ -160,10 +164,13 @@ mod tests {
             let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
             let i = parse(&method.parse().unwrap(), path, &Query::parse(Some(query)));
             assert!(i.is_resource, "{uri}");
-            let got = [&*i.verb, &i.group, &i.version, &i.namespace, &i.resource, &i.name, &i.subresource].join("|");
+            let got = [&*i.verb, &i.group, &i.version, &i.namespace, &i.resource, &i.name, &i.subresource]
+                .join("|");
             assert_eq!(got, want, "{method} {uri}");
         }
-        for path in ["/", "/api", "/apis", "/api/v1", "/apis/apps", "/apis/apps/v1", "/healthz", "/openapi/v3"] {
+        for path in
+            ["/", "/api", "/apis", "/api/v1", "/apis/apps", "/apis/apps/v1", "/healthz", "/openapi/v3"]
+        {
             assert!(!parse(&Method::GET, path, &Query::default()).is_resource, "{path}");
         }
     }

@@ -82,7 +82,11 @@ pub fn value(code: StatusCode, value: &Value, accept: Accept) -> Response<Body> 
     bytes_response(code, encoding.content_type(), bytes)
 }
 
-pub fn bytes_response(code: StatusCode, content_type: &'static str, body: impl Into<bytes::Bytes>) -> Response<Body> {
+pub fn bytes_response(
+    code: StatusCode,
+    content_type: &'static str,
+    body: impl Into<bytes::Bytes>,
+) -> Response<Body> {
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = code;
     response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));

@@ -134,7 +134,10 @@ impl Writer for Access {
 #[derive(Clone, Debug)]
 pub enum SourceEvent {
     /// The whole state; whatever was known before is void.
-    Replace { items: Vec<Arc<Encoded>>, resource_version: u64 },
+    Replace {
+        items: Vec<Arc<Encoded>>,
+        resource_version: u64,
+    },
     Applied(Arc<Encoded>),
     Deleted(Arc<Encoded>),
     Bookmark(u64),
@@ -160,7 +163,10 @@ enum Position {
 impl Registry {
     /// The objects `wanted` selects, then their changes, for ever: a stream that lost its place begins anew with a
     /// [`SourceEvent::Replace`].
-    pub fn list_watch(self: &Arc<Self>, wanted: Wanted) -> impl Stream<Item = SourceEvent> + Send + 'static + use<> {
+    pub fn list_watch(
+        self: &Arc<Self>,
+        wanted: Wanted,
+    ) -> impl Stream<Item = SourceEvent> + Send + 'static + use<> {
         let registry = self.clone();
         stream::unfold(Position::Begin, move |position| {
             let (registry, wanted) = (registry.clone(), wanted.clone());
@@ -213,14 +219,17 @@ impl Registry {
             if let Some(entry) = entry
                 && let Some(cache) = &entry.cache
             {
-                match Selection::parse(&entry, &wanted.namespace, Some(&wanted.labels), Some(&wanted.fields)) {
+                match Selection::parse(&entry, &wanted.namespace, Some(&wanted.labels), Some(&wanted.fields))
+                {
                     Ok(selection) => {
                         let started = cache.watch(&selection.prefix(), selection.matcher(), Start::State);
                         if let Ok(watcher) = started {
                             return Box::new(watcher);
                         }
                     }
-                    Err(error) => tracing::error!(%error, resource = wanted.resource, "selection of an informer"),
+                    Err(error) => {
+                        tracing::error!(%error, resource = wanted.resource, "selection of an informer")
+                    }
                 }
             }
             // A resource that is not served may come (custom resources); this is the rare case.

@@ -69,7 +69,11 @@ impl DeleteOptions {
         if dry_run.iter().any(|d| *d != "All") {
             errors.push(FieldError::not_supported(&Path::new("dryRun"), dry_run[0], &["All"]));
         }
-        if errors.is_empty() { Ok(()) } else { Err(Status::invalid("DeleteOptions", "meta.k8s.io", "", errors)) }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(Status::invalid("DeleteOptions", "meta.k8s.io", "", errors))
+        }
     }
 }
 
@@ -229,7 +233,12 @@ impl Write<'_> {
         policy.admission.validate(&mut request).await
     }
 
-    pub async fn delete(&mut self, namespace: &str, name: &str, options: &DeleteOptions) -> Result<Deleted, Status> {
+    pub async fn delete(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
         let (entry, registry) = (self.entry, self.registry);
         let cache = registry.cache_of(entry)?;
         let key = entry.key(namespace, name);
@@ -257,7 +266,8 @@ impl Write<'_> {
                         let object = Encoded { resource_version: stored.resource_version, ..encoded };
                         return Ok(Deleted { object: Arc::new(object), gone: false });
                     }
-                    let put = registry.put(cache, &key, unchanged(&stored), Arc::new(encoded.clone()), 0).await?;
+                    let put =
+                        registry.put(cache, &key, unchanged(&stored), Arc::new(encoded.clone()), 0).await?;
                     match put {
                         Stored::Done { revision } => {
                             let object = Arc::new(Encoded { resource_version: revision, ..encoded });

@@ -106,7 +106,11 @@ impl Table {
         let versions = self.groups.get(group)?;
         let mut found = versions.values().filter_map(|v| v.get(resource));
         let first = found.next()?;
-        Some(if first.is_storage_version() { first } else { found.find(|e| e.is_storage_version()).unwrap_or(first) })
+        Some(if first.is_storage_version() {
+            first
+        } else {
+            found.find(|e| e.is_storage_version()).unwrap_or(first)
+        })
     }
 
     pub fn find_kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<Entry>> {

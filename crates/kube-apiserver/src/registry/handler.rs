@@ -53,7 +53,11 @@ impl Call {
     pub fn accept(&self, views: bool) -> Result<Accept, Status> {
         let text = negotiation::accept_header(&self.headers);
         let mut accept = negotiation::choose(&text, views).ok_or_else(|| {
-            Status::not_acceptable(&["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"])
+            Status::not_acceptable(&[
+                "application/json",
+                "application/yaml",
+                "application/vnd.kubernetes.protobuf",
+            ])
         })?;
         if self.query.get("pretty").is_some() {
             accept.pretty |= self.query.flag("pretty");
@@ -101,7 +105,12 @@ impl Call {
         if let Some(named) = self.query.non_empty("fieldManager") {
             let path = apimachinery::field_path::Path::new("fieldManager");
             if named.len() > 128 {
-                return Err(Status::invalid(self.options_kind(), "meta.k8s.io", "", vec![FieldError::too_long(&path, 128)]));
+                return Err(Status::invalid(
+                    self.options_kind(),
+                    "meta.k8s.io",
+                    "",
+                    vec![FieldError::too_long(&path, 128)],
+                ));
             }
             if named.chars().any(|c| c.is_control()) {
                 let error = FieldError::invalid(&path, named, "should only contain printable characters");
@@ -165,7 +174,13 @@ impl Call {
     }
 
     /// Begins a write of `entry`.
-    pub fn write<'a>(&self, registry: &'a Registry, entry: &'a Entry, user: &'a UserInfo, sub: &'a str) -> Result<Write<'a>, Status> {
+    pub fn write<'a>(
+        &self,
+        registry: &'a Registry,
+        entry: &'a Entry,
+        user: &'a UserInfo,
+        sub: &'a str,
+    ) -> Result<Write<'a>, Status> {
         Ok(Write {
             registry,
             entry,
@@ -204,7 +219,8 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
     };
     let collection = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
     if entry.namespaced {
-        let everywhere = matches!(info.verb.as_str(), "list" | "watch") || info.subresource.is_empty() && !entry.has_verb("get");
+        let everywhere = matches!(info.verb.as_str(), "list" | "watch")
+            || info.subresource.is_empty() && !entry.has_verb("get");
         if info.namespace.is_empty() && !everywhere {
             return Err(if info.name.is_empty() && info.verb != "deletecollection" {
                 Status::method_not_allowed(&entry.resource, &entry.group, &info.verb)
@@ -243,7 +259,8 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
                 let options = WatchOptions::parse(&call.query)?;
                 let mut selection = selection;
                 if call.uri.path().contains("/watch/") && !info.name.is_empty() {
-                    selection.fields = apimachinery::selector::FieldSelector::equal("metadata.name", &info.name);
+                    selection.fields =
+                        apimachinery::selector::FieldSelector::equal("metadata.name", &info.name);
                 }
                 let show = call.show(entry, registry)?;
                 registry.watch(entry, &selection, &options, show.accept, show.include).await
@@ -261,7 +278,7 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
     }
 }
 
-pub async fn get(registry: &Registry, entry: &Arc<Entry>, call: &Call) -> Result<Response<Body>, Status> {
+pub async fn get(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
     let show = call.show(entry, registry)?;
     let object = read_one(registry, entry, &call.info, &call.query).await?;
     show.response(StatusCode::OK, &object)
@@ -278,8 +295,9 @@ pub async fn read_one(
     let found = match query.non_empty("resourceVersion") {
         None => registry.read(cache, &key).await?,
         Some(text) => {
-            let version: u64 =
-                text.parse().map_err(|_| Status::bad_request(format!("resourceVersion: Invalid value: {text:?}")))?;
+            let version: u64 = text
+                .parse()
+                .map_err(|_| Status::bad_request(format!("resourceVersion: Invalid value: {text:?}")))?;
             if !registry.cache.wait_for(version, std::time::Duration::from_secs(3)).await {
                 return Err(Status::too_large(version, registry.cache.revision()));
             }

@@ -76,7 +76,9 @@ impl ListOptions {
         use apimachinery::status::FieldError;
         let limit = match query.non_empty("limit") {
             None => 0,
-            Some(text) => text.parse::<i64>().map_err(|_| Status::bad_request(format!("limit: invalid value {text:?}")))?,
+            Some(text) => text
+                .parse::<i64>()
+                .map_err(|_| Status::bad_request(format!("limit: invalid value {text:?}")))?,
         };
         let continued = query.non_empty("continue").map(str::to_owned);
         let version = query.non_empty("resourceVersion");
@@ -118,12 +120,17 @@ impl ListOptions {
         }
         let resource_version = version
             .map(|text| {
-                text.parse::<u64>()
-                    .map_err(|_| Status::bad_request(format!("Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax")))
+                text.parse::<u64>().map_err(|_| {
+                    Status::bad_request(format!(
+                        "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+                    ))
+                })
             })
             .transpose()?;
         if continued.is_some() && resource_version.is_some_and(|v| v != 0) {
-            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
         }
         let limited_legacy = limit > 0 && resource_version.is_some_and(|v| v > 0) && matching.is_none();
         Ok(ListOptions {
@@ -159,7 +166,9 @@ impl Registry {
         match (options.resource_version, options.exact) {
             (Some(version), true) => {
                 let start = selection.prefix();
-                return self.list_from_store(cache, selection, &start, Some(version as i64), options.limit).await;
+                return self
+                    .list_from_store(cache, selection, &start, Some(version as i64), options.limit)
+                    .await;
             }
             (Some(0), _) if self.cache.synced() => {}
             (Some(version), _) if version > 0 => {
@@ -169,22 +178,25 @@ impl Registry {
             }
             _ => {
                 if !self.cache.catch_up().await.map_err(|e| respond::store_error(&e))? {
-                    return self.list_from_store(cache, selection, &selection.prefix(), None, options.limit).await;
+                    return self
+                        .list_from_store(cache, selection, &selection.prefix(), None, options.limit)
+                        .await;
                 }
             }
         }
         let matcher = selection.matcher();
         let accept = matcher.as_ref().map(|m| |a: &Attributes| m(a));
-        let found = cache.snapshot(
-            &selection.prefix(),
-            accept.as_ref().map(|m| m as &dyn Fn(&Attributes) -> bool),
-        );
+        let found =
+            cache.snapshot(&selection.prefix(), accept.as_ref().map(|m| m as &dyn Fn(&Attributes) -> bool));
         let mut page = Page { items: found.items, revision: found.revision, next: None, remaining: None };
         if options.limit > 0 && page.items.len() > options.limit {
             let left = page.items.len() - options.limit;
             page.items.truncate(options.limit);
             let last = &page.items[options.limit - 1];
-            page.next = Some(Continue::encode(page.revision as i64, format!("{}\0", entry.key(last.namespace(), last.name()))));
+            page.next = Some(Continue::encode(
+                page.revision as i64,
+                format!("{}\0", entry.key(last.namespace(), last.name())),
+            ));
             page.remaining = selection.is_everything().then_some(left);
         }
         Ok(page)
@@ -337,7 +349,12 @@ fn stream_items(head: Vec<u8>, items: Vec<Arc<Encoded>>) -> Body {
 }
 
 /// Appends objects until `limit`; true when the list is complete.
-fn fill(out: &mut Vec<u8>, items: &mut std::vec::IntoIter<Arc<Encoded>>, limit: usize, mut first: bool) -> bool {
+fn fill(
+    out: &mut Vec<u8>,
+    items: &mut std::vec::IntoIter<Arc<Encoded>>,
+    limit: usize,
+    mut first: bool,
+) -> bool {
     while out.len() < limit {
         let Some(object) = items.next() else {
             out.extend_from_slice(b"]}");
@@ -371,7 +388,8 @@ mod tests {
         for n in [0, 1, 2, 3000] {
             let items: Vec<Arc<Encoded>> = (0..n)
                 .map(|i| {
-                    let body = format!("{{\"metadata\":{{\"name\":\"n{i}\"}},\"data\":\"{}\"}}", "x".repeat(100));
+                    let body =
+                        format!("{{\"metadata\":{{\"name\":\"n{i}\"}},\"data\":\"{}\"}}", "x".repeat(100));
                     Arc::new(Encoded::new(body.into(), 5, |_| vec![]).unwrap())
                 })
                 .collect();

@@ -51,7 +51,9 @@ pub struct Registry {
 
 /// How one conditional write ended.
 pub enum Stored {
-    Done { revision: u64 },
+    Done {
+        revision: u64,
+    },
     /// Somebody came between: what is there now.
     Changed(Option<Arc<Encoded>>),
 }
@@ -94,10 +96,7 @@ impl Registry {
 
     /// The cache of a stored resource.
     pub fn cache_of<'a>(&self, entry: &'a Entry) -> Result<&'a Arc<ResourceCache>, Status> {
-        entry
-            .cache
-            .as_ref()
-            .ok_or_else(|| Status::method_not_allowed(&entry.resource, &entry.group, "get"))
+        entry.cache.as_ref().ok_or_else(|| Status::method_not_allowed(&entry.resource, &entry.group, "get"))
     }
 
     pub fn store_key(cache: &ResourceCache, key: &str) -> Bytes {

@@ -16,7 +16,12 @@ pub fn updated(_write: &Write<'_>, _old: &Value, _new: &mut Value) -> Result<(),
 }
 
 /// The object with an applied configuration merged into it.
-pub fn applied(_write: &Write<'_>, _old: Option<&Value>, _config: &Value, _force: bool) -> Result<Value, Status> {
+pub fn applied(
+    _write: &Write<'_>,
+    _old: Option<&Value>,
+    _config: &Value,
+    _force: bool,
+) -> Result<Value, Status> {
     Err(Status::unsupported_media_type(&[
         "application/json-patch+json",
         "application/merge-patch+json",

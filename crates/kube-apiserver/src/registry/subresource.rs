@@ -21,7 +21,11 @@ use crate::server::Server;
 use crate::wire::{self, Shape};
 
 /// Answers a request for a subresource.
-pub async fn serve(server: &Arc<Server>, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
+pub async fn serve(
+    server: &Arc<Server>,
+    entry: &Arc<Entry>,
+    call: &mut Call,
+) -> Result<Response<Body>, Status> {
     let registry = &server.registry;
     let info = call.info.clone();
     let Some(sub) = entry.subresource(&info.subresource) else {
@@ -66,7 +70,8 @@ pub async fn serve_unstored(
         }
         ("", "componentstatuses", "list") => {
             let show = call.show(entry, registry)?;
-            let list = json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []});
+            let list =
+                json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []});
             Ok(respond::value(StatusCode::OK, &list, show.accept))
         }
         ("", "componentstatuses", "get") => Err(Status::not_found("componentstatuses", "", &call.info.name)),
@@ -117,7 +122,11 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
         let body = call.take_body().await?;
         match kind {
             PatchKind::Apply => {
-                let (config, _) = wire::decode_apply(&body, wire::Strictness::Warn, Shape::builtin("autoscaling", "v1", "Scale"))?;
+                let (config, _) = wire::decode_apply(
+                    &body,
+                    wire::Strictness::Warn,
+                    Shape::builtin("autoscaling", "v1", "Scale"),
+                )?;
                 Box::new(move |old| {
                     let mut new = old.clone();
                     if let Some(replicas) = config["spec"].get("replicas") {
@@ -128,7 +137,9 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
             }
             kind => {
                 let patch = wire::parse_patch(&body, kind)?;
-                Box::new(move |old| wire::apply_patch(old, &patch, kind, Shape::builtin("autoscaling", "v1", "Scale")))
+                Box::new(move |old| {
+                    wire::apply_patch(old, &patch, kind, Shape::builtin("autoscaling", "v1", "Scale"))
+                })
             }
         }
     };
@@ -159,7 +170,11 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
     Ok(respond::value(StatusCode::OK, &shown(&written.object)?, show.accept))
 }
 
-async fn bind_one(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
+async fn bind_one(
+    registry: &Registry,
+    entry: &Arc<Entry>,
+    call: &mut Call,
+) -> Result<Response<Body>, Status> {
     let body = call.decode(Shape::builtin("", "v1", "Binding")).await?;
     let name = meta::text(&body, "name");
     if !name.is_empty() && name != call.info.name {
@@ -348,7 +363,11 @@ fn blocked(message: &str, budget: &str, detail: Option<String>) -> Status {
     let mut status = Status::too_many_requests(message, 0);
     if let Some(detail) = detail {
         let details = status.details.get_or_insert_default();
-        details.causes.push(Cause { reason: "DisruptionBudget".to_owned(), message: detail, field: String::new() });
+        details.causes.push(Cause {
+            reason: "DisruptionBudget".to_owned(),
+            message: detail,
+            field: String::new(),
+        });
         let _ = budget;
     }
     status
@@ -405,7 +424,8 @@ async fn take_from_budget(
             let status = &old["status"];
             let number = |field: &str| status[field].as_i64().unwrap_or(0);
             let always = old["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow";
-            let healthy_enough = number("currentHealthy") >= number("desiredHealthy") && number("desiredHealthy") > 0;
+            let healthy_enough =
+                number("currentHealthy") >= number("desiredHealthy") && number("desiredHealthy") > 0;
             if !ready && (always || healthy_enough) {
                 return Ok(None);
             }

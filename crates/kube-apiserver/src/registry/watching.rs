@@ -47,13 +47,18 @@ impl WatchOptions {
         let number = |name: &str| {
             query
                 .non_empty(name)
-                .map(|t| t.parse::<u64>().map_err(|_| Status::bad_request(format!("{name}: invalid value {t:?}"))))
+                .map(|t| {
+                    t.parse::<u64>().map_err(|_| Status::bad_request(format!("{name}: invalid value {t:?}")))
+                })
                 .transpose()
         };
         let send_initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         if send_initial_events.is_some() && query.non_empty("resourceVersionMatch") != Some("NotOlderThan") {
             let path = Path::new("resourceVersionMatch");
-            let error = FieldError::forbidden(&path, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+            let error = FieldError::forbidden(
+                &path,
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            );
             return Err(Status::invalid("ListOptions", "meta.k8s.io", "", vec![error]));
         }
         Ok(WatchOptions {
@@ -84,7 +89,10 @@ impl Encoder {
         if self.verbatim {
             return Some(frame.json(kind));
         }
-        if self.accept.encoding == Encoding::Protobuf && self.accept.view == View::Whole && self.entry.custom.is_none() {
+        if self.accept.encoding == Encoding::Protobuf
+            && self.accept.view == View::Whole
+            && self.entry.custom.is_none()
+        {
             let show = self.show();
             return frame.protobuf(kind, |kind, object| {
                 wire::encode_event(kind.name(), &show.single(object).ok()?, show.accept)
@@ -239,13 +247,19 @@ impl Registry {
         }
         let content_type = match accept.encoding {
             Encoding::Json => "application/json",
-            Encoding::Yaml => return Err(Status::not_acceptable(&["application/json", "application/vnd.kubernetes.protobuf"])),
+            Encoding::Yaml => {
+                return Err(Status::not_acceptable(&[
+                    "application/json",
+                    "application/vnd.kubernetes.protobuf",
+                ]));
+            }
             Encoding::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
         };
         let body = match cache.watch(&selection.prefix(), selection.matcher(), start) {
             Ok(mut watcher) => {
                 let timeout = options.timeout.unwrap_or_else(|| {
-                    TIMEOUT_MIN + Duration::from_millis(rand::random::<u64>() % TIMEOUT_MIN.as_millis() as u64)
+                    TIMEOUT_MIN
+                        + Duration::from_millis(rand::random::<u64>() % TIMEOUT_MIN.as_millis() as u64)
                 });
                 let revision = watcher.revision;
                 let encoder = Encoder {
@@ -260,7 +274,11 @@ impl Registry {
                     initial_end: (initial == Some(true) && options.bookmarks).then_some(revision),
                     bookmark_at: options.bookmarks.then(|| Instant::now() + BOOKMARK_EVERY),
                     until: Instant::now() + timeout,
-                    sent: if start == Start::State { revision } else { options.resource_version.unwrap_or(revision) },
+                    sent: if start == Start::State {
+                        revision
+                    } else {
+                        options.resource_version.unwrap_or(revision)
+                    },
                     watcher,
                     encoder,
                 };
@@ -271,7 +289,9 @@ impl Registry {
             }
             Err(too_old) => {
                 let status = Status::too_old(options.resource_version.unwrap_or(0), too_old.oldest);
-                Body::full(wire::encode_event("ERROR", &respond::status_value(&status), accept).unwrap_or_default())
+                Body::full(
+                    wire::encode_event("ERROR", &respond::status_value(&status), accept).unwrap_or_default(),
+                )
             }
         };
         let mut response = Response::new(body);

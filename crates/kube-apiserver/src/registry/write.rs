@@ -205,7 +205,12 @@ impl Write<'_> {
     }
 
     /// Changes a stored object, in as many rounds as it takes while nobody said which revision it must be at.
-    pub async fn update(&mut self, namespace: &str, name: &str, change: Change<'_>) -> Result<Written, Status> {
+    pub async fn update(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        change: Change<'_>,
+    ) -> Result<Written, Status> {
         let (entry, registry) = (self.entry, self.registry);
         let cache = registry.cache_of(entry)?;
         let key = entry.key(namespace, name);
@@ -221,7 +226,9 @@ impl Write<'_> {
             let Some(stored) = current.clone() else {
                 match self.create_instead(namespace, name, &change).await {
                     // Somebody else was first: change what they made.
-                    Err(status) if status.reason == "AlreadyExists" && !matches!(change, Change::Replace(_)) => {
+                    Err(status)
+                        if status.reason == "AlreadyExists" && !matches!(change, Change::Replace(_)) =>
+                    {
                         current = registry.read(cache, &key).await?;
                         fresh = true;
                         continue;
@@ -281,11 +288,18 @@ impl Write<'_> {
         Err(Status::conflict(&entry.resource, &entry.group, name, apimachinery::status::MODIFIED))
     }
 
-    async fn create_instead(&mut self, namespace: &str, name: &str, change: &Change<'_>) -> Result<Written, Status> {
+    async fn create_instead(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        change: &Change<'_>,
+    ) -> Result<Written, Status> {
         let entry = self.entry;
         let missing = || Status::not_found(&entry.resource, &entry.group, name);
         match change {
-            Change::Replace(object) if self.subresource.is_empty() && entry.strategy.allow_create_on_update() => {
+            Change::Replace(object)
+                if self.subresource.is_empty() && entry.strategy.allow_create_on_update() =>
+            {
                 if meta::resource_version(object).is_some() {
                     return Err(missing());
                 }
@@ -332,7 +346,8 @@ impl Write<'_> {
         };
         let current = meta::text(old, "resourceVersion").to_owned();
         match meta::text(&new, "resourceVersion") {
-            "" | "0" if entry.strategy.allow_unconditional_update() || !matches!(change, Change::Replace(_)) => {}
+            "" | "0"
+                if entry.strategy.allow_unconditional_update() || !matches!(change, Change::Replace(_)) => {}
             "" | "0" => {
                 let path = apimachinery::field_path::Path::new("metadata").child("resourceVersion");
                 let error = FieldError::invalid(&path, 0, "must be specified for an update");
@@ -340,13 +355,19 @@ impl Write<'_> {
             }
             given if given == current => {}
             _ => {
-                return Err(Status::conflict(&entry.resource, &entry.group, name, apimachinery::status::MODIFIED));
+                return Err(Status::conflict(
+                    &entry.resource,
+                    &entry.group,
+                    name,
+                    apimachinery::status::MODIFIED,
+                ));
             }
         }
         meta::set(&mut new, "resourceVersion", current);
         let (uid, old_uid) = (meta::text(&new, "uid"), meta::text(old, "uid"));
         if !uid.is_empty() && uid != old_uid {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
+            let why =
+                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
             return Err(Status::conflict(&entry.resource, &entry.group, name, why));
         }
         if entry.namespaced && meta::text(&new, "namespace").is_empty() {
@@ -406,7 +427,10 @@ impl Write<'_> {
             let old = stored.to_value().map_err(Status::internal)?;
             let Some(new) = change(&old)? else { return Ok(stored) };
             if self.dry_run || meta::same(&new, &old) {
-                return Ok(Arc::new(Encoded { resource_version: stored.resource_version, ..encode(entry, new) }));
+                return Ok(Arc::new(Encoded {
+                    resource_version: stored.resource_version,
+                    ..encode(entry, new)
+                }));
             }
             let encoded = encode(entry, new);
             if let Stored::Done { revision } =
@@ -460,7 +484,9 @@ impl Leases {
     async fn for_events(&self, store: &dyn Store, clock: &Clock) -> Result<LeaseId, Status> {
         let now = clock.now().as_second();
         let usable = |bucket: Option<(i64, LeaseId)>| {
-            bucket.filter(|(since, _)| (0..EVENT_BUCKET_SECONDS).contains(&(now - since))).map(|(_, lease)| lease)
+            bucket
+                .filter(|(since, _)| (0..EVENT_BUCKET_SECONDS).contains(&(now - since)))
+                .map(|(_, lease)| lease)
         };
         if let Some(lease) = usable(*self.events.lock()) {
             return Ok(lease);

@@ -1,0 +1,55 @@
+//! An API server alone, for trying kubectl on: `cargo run -p kube-apiserver --example serve -- 7443 /tmp/data`.
+//! Prints the kubeconfig's path. The store is in the given directory and is not synced to disk.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use etcd::{Directory, Engine, Options};
+use tokio_util::sync::CancellationToken;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let mut args = std::env::args().skip(1);
+    let port: u16 = args.next().unwrap_or_default().parse().unwrap_or(7443);
+    let data = PathBuf::from(args.next().unwrap_or_else(|| "/tmp/isopod-apiserver".to_owned()));
+    std::fs::create_dir_all(&data)?;
+    let engine = Engine::open(
+        Arc::new(Directory::open(&data.join("store"))?),
+        Options { sync: false, ..Options::default() },
+    )?;
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?
+        .self_signed(&key)?;
+    let mut config = kube_apiserver::Config::new(
+        Arc::new(engine),
+        certificate.pem().into_bytes(),
+        key.serialize_pem().into_bytes(),
+    );
+    config.bind_address = IpAddr::from([127, 0, 0, 1]);
+    config.secure_port = port;
+    config.security.tokens = Some("admin-token,admin,1,system:masters\n".to_owned());
+    config.security.service_account_signing_key =
+        Some(rcgen::KeyPair::generate()?.serialize_pem().into_bytes());
+    let shutdown = CancellationToken::new();
+    let (handle, prepared) = kube_apiserver::prepare(config).await?;
+    let kubeconfig = data.join("kubeconfig");
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: x\n\
+         clusters: [{{name: x, cluster: {{server: 'https://{}', insecure-skip-tls-verify: true}}}}]\n\
+         users: [{{name: x, user: {{token: admin-token}}}}]\n\
+         contexts: [{{name: x, context: {{cluster: x, user: x}}}}]\n",
+        handle.address()
+    );
+    std::fs::write(&kubeconfig, text)?;
+    println!("{}", kubeconfig.display());
+    let stop = shutdown.clone();
+    let waiting = tokio::spawn(async move {
+        let _ = tokio::signal::ctrl_c().await;
+        stop.cancel();
+    });
+    prepared.run(shutdown).await?;
+    waiting.abort();
+    Ok(())
+}
