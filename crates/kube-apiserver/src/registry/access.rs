@@ -102,12 +102,13 @@ impl Writer for Access {
         resource: &str,
         mut object: Value,
     ) -> Result<Arc<Encoded>, Status> {
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let (entry, user) = (self.entry(group, version, resource)?, own_user());
         crate::wire::complete(&mut object, &entry)?;
         super::output::to_storage(&entry, &mut object)?;
         let (namespace, name) =
             (meta::text(&object, "namespace").to_owned(), meta::text(&object, "name").to_owned());
-        let mut write = own_write(&self.0, &entry, &user);
+        let mut write = Write { subresource, ..own_write(&self.0, &entry, &user) };
         write.update(&namespace, &name, Change::Replace(object)).await.map(|w| w.object)
     }
 

@@ -383,8 +383,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn streams_lists_of_any_length() {
+    #[tokio::test]
+    async fn streams_lists_of_any_length() {
         for n in [0, 1, 2, 3000] {
             let items: Vec<Arc<Encoded>> = (0..n)
                 .map(|i| {
@@ -394,7 +394,7 @@ mod tests {
                 })
                 .collect();
             let body = stream_items(b"{\"items\":[".to_vec(), items);
-            let bytes = futures::executor::block_on(body.collect(usize::MAX)).unwrap();
+            let bytes = body.collect(usize::MAX).await.unwrap();
             let value: Value = serde_json::from_slice(&bytes).unwrap();
             assert_eq!(value["items"].as_array().unwrap().len(), n);
         }
