@@ -42,9 +42,9 @@ where
                     let error: anyhow::Error = error.into();
                     // Somebody else was faster, or we were: the next look sorts it out.
                     if is_conflict(&error) || queue.failures(&key) < 2 {
-                        tracing::debug!(?key, error = format!("{error:#}"), "will be retried");
+                        tracing::debug!(?key, error = describe(&error), "will be retried");
                     } else {
-                        tracing::warn!(?key, error = format!("{error:#}"), "will be retried");
+                        tracing::warn!(?key, error = describe(&error), "will be retried");
                     }
                     queue.add_rate_limited(key.clone());
                 }
@@ -65,6 +65,14 @@ fn is_conflict(error: &anyhow::Error) -> bool {
         Some(kube::Error::Api(status)) => status.code == 409,
         _ => false,
     })
+}
+
+/// An API error by its message alone; others with their causes.
+fn describe(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) => status.message.clone(),
+        _ => format!("{error:#}"),
+    }
 }
 
 #[cfg(test)]

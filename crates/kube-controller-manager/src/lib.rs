@@ -3,6 +3,8 @@
 
 mod config;
 mod deployment;
+mod endpoints;
+mod endpointslice;
 mod manager;
 mod namespace;
 mod replicaset;

@@ -37,6 +37,8 @@ const CONTROLLERS: &[(&str, Start)] = controllers! {
     "replicaset-controller" => crate::replicaset::run_replica_sets,
     "replicationcontroller-controller" => crate::replicaset::run_replication_controllers,
     "deployment-controller" => crate::deployment::run,
+    "endpoints-controller" => crate::endpoints::run,
+    "endpointslice-controller" => crate::endpointslice::run,
 };
 
 /// Runs the controllers until `shutdown`; with leader election, while holding the lease. Losing the lease is an

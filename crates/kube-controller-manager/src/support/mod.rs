@@ -7,3 +7,4 @@ pub(crate) mod ownership;
 pub(crate) mod pod_control;
 pub(crate) mod pods;
 pub(crate) mod selectors;
+pub(crate) mod services;
