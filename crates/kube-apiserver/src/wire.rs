@@ -1,7 +1,8 @@
 //! Bodies in and out: which bytes are which object. The codecs themselves are in `apimachinery`.
 
-use apimachinery::codec::{self, MediaType};
+use apimachinery::codec::{self, MediaType, protobuf};
 use apimachinery::object::Encoded;
+use apimachinery::patch;
 use apimachinery::schema::Schema;
 use apimachinery::status::Status;
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::http::Body;
-use crate::http::negotiation::{Accept, Encoding};
+use crate::http::negotiation::{Accept, Encoding, View};
 use crate::registry::Entry;
 use crate::registry::entry::api_version;
 use crate::registry::handler::PatchKind;
@@ -136,45 +137,16 @@ pub fn decode_options(body: &[u8], encoding: Encoding) -> Result<Value, Status> 
     }
 }
 
-pub fn parse_patch(body: &[u8], kind: PatchKind) -> Result<Value, Status> {
-    let patch = codec::decode_any(body, MediaType::Json)
-        .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-    let shape = if kind == PatchKind::Json { patch.is_array() } else { patch.is_object() };
-    if shape {
-        Ok(patch)
-    } else {
-        Err(Status::bad_request("the patch has the wrong form for its media type"))
-    }
-}
-
-pub fn apply_patch(old: &Value, patch: &Value, kind: PatchKind, _shape: Shape<'_>) -> Result<Value, Status> {
-    match kind {
-        PatchKind::Merge | PatchKind::Strategic => {
-            let mut new = old.clone();
-            merge(&mut new, patch);
-            Ok(new)
-        }
-        PatchKind::Json | PatchKind::Apply => {
-            Err(Status::unsupported_media_type(&["application/merge-patch+json"]))
-        }
-    }
-}
-
-fn merge(target: &mut Value, patch: &Value) {
-    let Some(patch) = patch.as_object() else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    let members = target.as_object_mut().expect("an object, as just ensured");
-    for (k, v) in patch {
-        if v.is_null() {
-            members.remove(k);
-        } else {
-            merge(members.entry(k.clone()).or_insert(Value::Null), v);
-        }
+/// Applies a patch of any kind but server-side apply.
+pub fn apply_patch(old: &Value, patch: &[u8], kind: PatchKind, shape: Shape<'_>) -> Result<Value, Status> {
+    match (kind, shape.schema) {
+        (PatchKind::Json, _) => patch::json_patch(old, patch),
+        (PatchKind::Merge, _) => patch::merge_patch(old, patch),
+        (PatchKind::Strategic, Some(schema)) => patch::strategic_merge_patch(old, patch, schema),
+        (PatchKind::Strategic | PatchKind::Apply, _) => Err(Status::unsupported_media_type(&[
+            "application/json-patch+json",
+            "application/merge-patch+json",
+        ])),
     }
 }
 
@@ -198,6 +170,28 @@ pub fn complete(object: &mut Value, entry: &Entry) -> Result<(), Status> {
     Ok(())
 }
 
+/// The schema an object is encoded by, from its own kind and version.
+fn schema_of(value: &Value) -> Option<&'static Schema> {
+    let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default();
+    let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
+    let kind = text("kind");
+    apimachinery::schema::for_kind(group, version, kind)
+        .or_else(|| apimachinery::schema::builtin(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}")))
+}
+
+/// Whether objects of this entry can be shown in protobuf.
+pub fn has_protobuf(entry: &Entry, view: View) -> bool {
+    match view {
+        View::Whole => entry.custom.is_none() && entry.builtin_schema.is_some(),
+        View::Metadata => partial_schema().is_some(),
+        View::Table => false,
+    }
+}
+
+fn partial_schema() -> Option<&'static Schema> {
+    apimachinery::schema::builtin("io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata")
+}
+
 pub fn encode_value(value: &Value, accept: Accept) -> Result<Vec<u8>, String> {
     match accept.encoding {
         Encoding::Json if accept.pretty => {
@@ -207,12 +201,19 @@ pub fn encode_value(value: &Value, accept: Accept) -> Result<Vec<u8>, String> {
         }
         Encoding::Json => serde_json::to_vec(value).map_err(|e| e.to_string()),
         Encoding::Yaml => Ok(codec::encode_yaml(value)),
-        Encoding::Protobuf => Err("not there yet".to_owned()),
+        Encoding::Protobuf => {
+            let schema = schema_of(value).ok_or("the kind has no protobuf form")?;
+            Ok(protobuf::encode(value, schema))
+        }
     }
 }
 
 /// One frame of a watch.
-pub fn encode_event(kind: &str, object: &Value, _accept: Accept) -> Option<Bytes> {
+pub fn encode_event(kind: &str, object: &Value, accept: Accept) -> Option<Bytes> {
+    if accept.encoding == Encoding::Protobuf {
+        let object = encode_value(object, accept).ok()?;
+        return Some(protobuf::watch_frame(kind, &object).into());
+    }
     let mut out = serde_json::to_vec(&json!({"type": kind, "object": object})).ok()?;
     out.push(b'\n');
     Some(out.into())
@@ -220,21 +221,45 @@ pub fn encode_event(kind: &str, object: &Value, _accept: Accept) -> Option<Bytes
 
 /// A list in protobuf, straight from the stored bytes.
 pub fn protobuf_list(
-    _show: Show<'_>,
-    _items: &[std::sync::Arc<Encoded>],
-    _metadata: &Value,
+    show: Show<'_>,
+    items: &[std::sync::Arc<Encoded>],
+    metadata: &Value,
 ) -> Result<Option<Response<Body>>, Status> {
-    Ok(None)
+    let Some(schema) = show.entry.schema() else { return Ok(None) };
+    let mut messages = Vec::with_capacity(items.len());
+    for object in items {
+        messages.push(protobuf::encode_message(&show.value(object)?, schema));
+    }
+    let bytes = protobuf::encode_list(
+        &show.entry.api_version(),
+        &show.entry.list_kind,
+        metadata,
+        messages.iter().map(Vec::as_slice),
+    );
+    let content_type = Encoding::Protobuf.content_type();
+    Ok(Some(crate::http::respond::bytes_response(http::StatusCode::OK, content_type, bytes)))
 }
 
 /// The columns of a built-in resource's table.
-pub fn columns(_entry: &Entry) -> Vec<Value> {
-    vec![
-        json!({"name": "Name", "type": "string", "format": "name", "description": "Name must be unique within a namespace.", "priority": 0}),
-        json!({"name": "Created At", "type": "date", "format": "", "description": "When the object was created.", "priority": 0}),
-    ]
+pub fn columns(entry: &Entry) -> Vec<Value> {
+    api::table::columns(&entry.storage_group, &entry.resource)
+        .iter()
+        .map(|c| {
+            json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description,
+                "priority": c.priority})
+        })
+        .collect()
 }
 
-pub fn cells(_entry: &Entry, object: &Value, _now: Timestamp) -> Vec<Value> {
-    vec![object["metadata"]["name"].clone(), object["metadata"]["creationTimestamp"].clone()]
+pub fn cells(entry: &Entry, object: &Value, now: Timestamp) -> Vec<Value> {
+    if entry.is_storage_version() {
+        return api::table::row(&entry.storage_group, &entry.resource, object, now);
+    }
+    let mut stored = object.clone();
+    api::convert::convert(&mut stored, &entry.storage_group, &entry.storage_version);
+    api::table::row(&entry.storage_group, &entry.resource, &stored, now)
+}
+
+pub fn row_conditions(entry: &Entry, object: &Value) -> Option<Value> {
+    api::table::row_conditions(&entry.storage_group, &entry.resource, object)
 }

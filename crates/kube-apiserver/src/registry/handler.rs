@@ -195,7 +195,10 @@ impl Call {
     }
 
     pub fn show<'a>(&self, entry: &'a Entry, registry: &Registry) -> Result<Show<'a>, Status> {
-        let accept = self.accept(true)?;
+        let mut accept = self.accept(true)?;
+        if accept.encoding == Encoding::Protobuf && !wire::has_protobuf(entry, accept.view) {
+            accept.encoding = Encoding::Json;
+        }
         Ok(Show {
             entry,
             accept,
@@ -454,11 +457,10 @@ pub async fn patch(
         let error = FieldError::forbidden(&path, "may not be specified for non-apply patch");
         return Err(Status::invalid("PatchOptions", "meta.k8s.io", "", vec![error]));
     }
-    let patch = wire::parse_patch(&body, kind)?;
     let compute = |old: &Value| {
         let mut shown = old.clone();
         output::from_storage(entry, &mut shown)?;
-        let patched = wire::apply_patch(&shown, &patch, kind, Shape::of(entry))?;
+        let patched = wire::apply_patch(&shown, &body, kind, Shape::of(entry))?;
         let (mut new, complaints) = wire::recheck(patched, strictness, Shape::of(entry))?;
         if strictness == Strictness::Strict && !complaints.is_empty() {
             return Err(Status::bad_request(format!("strict decoding error: {}", complaints.join(", "))));

@@ -121,6 +121,11 @@ impl Show<'_> {
         };
         let mut row = Map::new();
         row.insert("cells".to_owned(), cells.into());
+        if self.entry.custom.is_none()
+            && let Some(conditions) = wire::row_conditions(self.entry, object)
+        {
+            row.insert("conditions".to_owned(), conditions);
+        }
         match self.include {
             IncludeObject::None => {}
             IncludeObject::Metadata => {

@@ -135,12 +135,9 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
                     Ok(new)
                 })
             }
-            kind => {
-                let patch = wire::parse_patch(&body, kind)?;
-                Box::new(move |old| {
-                    wire::apply_patch(old, &patch, kind, Shape::builtin("autoscaling", "v1", "Scale"))
-                })
-            }
+            kind => Box::new(move |old| {
+                wire::apply_patch(old, &body, kind, Shape::builtin("autoscaling", "v1", "Scale"))
+            }),
         }
     };
     let compute = |old: &Value| {
