@@ -339,6 +339,22 @@ impl Schema {
         }
     }
 
+    /// An object of which nothing is set, as Go writes it, nulls included.
+    pub(crate) fn blank(&self) -> Value {
+        let mut object = Map::new();
+        for field in self.fields() {
+            let nothing = match field.schema.kind {
+                _ if field.pointer() || field.omit_zero() || field.numbers == [0; 4] => continue,
+                Kind::Object(_) => field.schema.blank(),
+                Kind::List(..) | Kind::Map(_) if !field.omit_empty() => Value::Null,
+                _ if field.always() => field.schema.zero(),
+                _ => continue,
+            };
+            object.insert(field.name.clone().into_owned(), nothing);
+        }
+        Value::Object(object)
+    }
+
     /// The schema of a custom resource version, from its `openAPIV3Schema` (or `Null`: anything goes).
     pub fn custom(open_api: &Value) -> Arc<Schema> {
         let mut schema = if open_api.is_null() {

@@ -277,7 +277,12 @@ impl<'a> Reader<'a> {
                                             field.omit_empty()
                                                 && (n.as_i64() == Some(0) || n.as_f64() == Some(0.0))
                                         }
-                                        Value::Array(list) => field.omit_empty() && list.is_empty(),
+                                        // An emptied list of managed fields resets ownership.
+                                        Value::Array(list) => {
+                                            field.omit_empty()
+                                                && list.is_empty()
+                                                && field.name != "managedFields"
+                                        }
                                         Value::Object(map) => {
                                             map.is_empty()
                                                 && if matches!(field.schema.kind, Kind::Map(_)) {

@@ -1,0 +1,419 @@
+//! Walks of values along their schema: which fields are there, what differs, merging and removing.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Value};
+
+use super::set::{self, Set};
+use crate::schema::{Kind, ListType, Schema};
+
+/// How a value is taken apart. Where there is no schema, objects are taken apart and lists are not.
+#[derive(Clone, Copy)]
+enum Shape<'s> {
+    Leaf,
+    /// Members, with the schema where they are declared.
+    Object(Option<&'s Schema>),
+    /// Elements that are their own identity.
+    Set,
+    /// Elements identified by keys.
+    Keyed(&'s Schema, &'s [Cow<'static, str>]),
+}
+
+fn shape<'s>(schema: Option<&'s Schema>, value: &Value) -> Shape<'s> {
+    let Some(schema) = schema else {
+        return if value.is_object() { Shape::Object(None) } else { Shape::Leaf };
+    };
+    if schema.atomic() {
+        return Shape::Leaf;
+    }
+    match (&schema.kind, value) {
+        (Kind::Object(_) | Kind::Map(_), Value::Object(_)) => Shape::Object(Some(schema)),
+        (Kind::List(_, ListType::Set), Value::Array(_)) => Shape::Set,
+        (Kind::List(items, ListType::Map(keys)), Value::Array(_)) => Shape::Keyed(items, keys),
+        (
+            Kind::Any
+            | Kind::Raw
+            | Kind::FieldsV1
+            | Kind::SchemaOrArray
+            | Kind::SchemaOrBool
+            | Kind::SchemaOrStringArray,
+            Value::Object(_),
+        ) => Shape::Object(None),
+        _ => Shape::Leaf,
+    }
+}
+
+/// The schema of a member, and whether it is a declared field (rather than a key of a map).
+fn member<'s>(schema: Option<&'s Schema>, name: &str) -> (Option<&'s Schema>, bool) {
+    match schema {
+        None => (None, false),
+        Some(schema) => match &schema.kind {
+            Kind::Map(values) => (Some(values), false),
+            _ => match schema.field(name) {
+                Some(field) => (Some(&field.schema), true),
+                None => (None, false),
+            },
+        },
+    }
+}
+
+fn field_element(name: &str) -> String {
+    let mut element = String::with_capacity(name.len() + 2);
+    element.push_str("f:");
+    element.push_str(name);
+    element
+}
+
+fn value_element(value: &Value) -> String {
+    format!("v:{value}")
+}
+
+/// `k:{"name":"a"}`; keys that are missing take their default.
+fn key_element(item: &Value, items: &Schema, keys: &[Cow<'static, str>]) -> Option<String> {
+    let mut parts = Map::new();
+    for key in keys {
+        let value = match item.get(&**key) {
+            Some(Value::Null) | None => items.field(key).and_then(|f| f.default()),
+            Some(value) => Some(value.clone()),
+        };
+        if let Some(value) = value {
+            parts.insert(key.clone().into_owned(), value);
+        }
+    }
+    if parts.is_empty() { None } else { Some(format!("k:{}", Value::Object(parts))) }
+}
+
+/// The elements of a list, with their names in sets. Elements without identity are left out.
+fn elements<'v, 's>(shape: Shape<'s>, list: &'v [Value]) -> Vec<(String, &'v Value, Option<&'s Schema>)> {
+    list.iter()
+        .filter_map(|item| match shape {
+            Shape::Keyed(items, keys) => key_element(item, items, keys).map(|e| (e, item, Some(items))),
+            _ => Some((value_element(item), item, None)),
+        })
+        .collect()
+}
+
+fn is_managed_fields(schema: Option<&Schema>, name: &str) -> bool {
+    name == "managedFields"
+        && schema.is_some_and(|s| s.name == "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
+}
+
+/// All fields of an object.
+pub fn fields_of(value: &Value, schema: Option<&Schema>) -> Set {
+    fields(value, schema).1
+}
+
+/// Whether the value is itself a member, and what is below it.
+fn fields(value: &Value, schema: Option<&Schema>) -> (bool, Set) {
+    let mut out = Set::new();
+    match (shape(schema, value), value) {
+        (Shape::Object(schema), Value::Object(object)) => {
+            for (name, value) in object {
+                if is_managed_fields(schema, name) {
+                    continue;
+                }
+                let (below, declared) = member(schema, name);
+                let (leaf, children) = fields(value, below);
+                let empty = value.is_null() || value.as_object().is_some_and(Map::is_empty);
+                set::insert(&mut out, field_element(name), leaf || empty || !declared, children);
+            }
+            (false, out)
+        }
+        (shape @ (Shape::Set | Shape::Keyed(..)), Value::Array(list)) => {
+            for (element, item, schema) in elements(shape, list) {
+                let (_, children) = match schema {
+                    Some(schema) => fields(item, Some(schema)),
+                    None => (true, Set::new()),
+                };
+                set::insert(&mut out, element, true, children);
+            }
+            (false, out)
+        }
+        (_, Value::Null)
+            if schema.is_some_and(|s| matches!(s.kind, Kind::Object(_) | Kind::Map(_) | Kind::List(..))) =>
+        {
+            (false, out)
+        }
+        _ => (true, out),
+    }
+}
+
+/// What differs between two objects.
+#[derive(Debug, Default)]
+pub struct Comparison {
+    pub removed: Set,
+    pub modified: Set,
+    pub added: Set,
+}
+
+impl Comparison {
+    pub fn is_same(&self) -> bool {
+        self.removed.is_empty() && self.modified.is_empty() && self.added.is_empty()
+    }
+
+    /// What the new object says about more fields than the old one, or otherwise.
+    pub fn changed(&self) -> Set {
+        let mut changed = self.modified.clone();
+        set::union(&mut changed, &self.added);
+        changed
+    }
+
+    fn insert(&mut self, element: String, below: (Membership, Comparison)) {
+        let (membership, below) = below;
+        let is = |m: Membership| membership == m;
+        set::insert(&mut self.removed, element.clone(), is(Membership::Removed), below.removed);
+        set::insert(&mut self.modified, element.clone(), is(Membership::Modified), below.modified);
+        set::insert(&mut self.added, element, is(Membership::Added), below.added);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Membership {
+    Same,
+    Removed,
+    Modified,
+    Added,
+}
+
+pub fn compare(old: &Value, new: &Value, schema: &Schema) -> Comparison {
+    differ(Some(old), Some(new), Some(schema)).1
+}
+
+fn differ(old: Option<&Value>, new: Option<&Value>, schema: Option<&Schema>) -> (Membership, Comparison) {
+    let mut out = Comparison::default();
+    let whole = match (old, new) {
+        (None, None) => return (Membership::Same, out),
+        (Some(_), None) => Membership::Removed,
+        (None, Some(_)) => Membership::Added,
+        (Some(old), Some(new)) if old == new => return (Membership::Same, out),
+        (Some(_), Some(_)) => Membership::Modified,
+    };
+    let Some(some) = new.filter(|v| !v.is_null()).or(old) else { return (Membership::Same, out) };
+    let empty = |v: Option<&Value>| match v {
+        Some(Value::Object(map)) => map.is_empty(),
+        Some(Value::Array(list)) => list.is_empty(),
+        _ => true,
+    };
+    let shape = shape(schema, some);
+    let alike = match (old, new) {
+        (Some(old), Some(new)) => {
+            old.is_null() || new.is_null() || std::mem::discriminant(old) == std::mem::discriminant(new)
+        }
+        _ => true,
+    };
+    if matches!(shape, Shape::Leaf) || !alike || (empty(old) && empty(new)) {
+        return (whole, out);
+    }
+    match shape {
+        Shape::Leaf => {}
+        Shape::Object(schema) => {
+            let none = Map::new();
+            let old_members = old.and_then(Value::as_object).unwrap_or(&none);
+            let new_members = new.and_then(Value::as_object).unwrap_or(&none);
+            let gone = old_members.keys().filter(|k| !new_members.contains_key(*k));
+            for name in new_members.keys().chain(gone) {
+                if is_managed_fields(schema, name) {
+                    continue;
+                }
+                let (old, new) = (old_members.get(name), new_members.get(name));
+                if old != new {
+                    let below = differ(old, new, member(schema, name).0);
+                    out.insert(field_element(name), below);
+                }
+            }
+        }
+        Shape::Set | Shape::Keyed(..) => {
+            let list =
+                |v: Option<&'_ Value>| v.and_then(Value::as_array).map_or(&[][..], Vec::as_slice).to_vec();
+            let (old_list, new_list) = (list(old), list(new));
+            let old_items = elements(shape, &old_list);
+            let new_items = elements(shape, &new_list);
+            let count = |items: &[(String, &Value, Option<&Schema>)], element: &str| {
+                items.iter().filter(|(e, ..)| e == element).count()
+            };
+            let find = |items: &[(String, &Value, Option<&Schema>)], element: &str| -> Option<Value> {
+                items.iter().find(|(e, ..)| e == element).map(|(_, v, _)| (*v).clone())
+            };
+            let mut seen: Vec<&str> = vec![];
+            for (element, _, schema) in new_items.iter().chain(&old_items) {
+                if seen.contains(&element.as_str()) {
+                    continue;
+                }
+                seen.push(element);
+                let (in_old, in_new) = (count(&old_items, element), count(&new_items, element));
+                let below = if in_old <= 1 && in_new <= 1 {
+                    let (old, new) = (find(&old_items, element), find(&new_items, element));
+                    differ(old.as_ref(), new.as_ref(), *schema)
+                } else {
+                    // Duplicates are owned as one.
+                    let of = |items: &[(String, &Value, Option<&Schema>)]| -> Vec<Value> {
+                        items.iter().filter(|(e, ..)| e == element).map(|(_, v, _)| (*v).clone()).collect()
+                    };
+                    let membership = match (in_old, in_new) {
+                        (0, _) => Membership::Added,
+                        (_, 0) => Membership::Removed,
+                        _ if of(&old_items) == of(&new_items) => Membership::Same,
+                        _ => Membership::Modified,
+                    };
+                    (membership, Comparison::default())
+                };
+                out.insert(element.clone(), below);
+            }
+        }
+    }
+    let membership = match whole {
+        Membership::Modified => Membership::Same,
+        other => other,
+    };
+    (membership, out)
+}
+
+/// `config` laid over `live`.
+pub fn merge(live: &Value, config: &Value, schema: &Schema) -> Result<Value, String> {
+    overlay(Some(live), Some(config), Some(schema), "")
+}
+
+fn overlay(
+    live: Option<&Value>,
+    config: Option<&Value>,
+    schema: Option<&Schema>,
+    path: &str,
+) -> Result<Value, String> {
+    let (live, config) = match (live, config) {
+        (None, None) => return Ok(Value::Null),
+        (Some(live), None) => return Ok(live.clone()),
+        (None, Some(config)) => (&Value::Null, config),
+        (Some(live), Some(config)) => (live, config),
+    };
+    match (shape(schema, config), config) {
+        (Shape::Object(schema), Value::Object(theirs)) => {
+            let mut out = live.as_object().cloned().unwrap_or_default();
+            for (name, value) in theirs {
+                let path = format!("{path}.{name}");
+                let merged = overlay(out.get(name), Some(value), member(schema, name).0, &path)?;
+                out.insert(name.clone(), merged);
+            }
+            Ok(Value::Object(out))
+        }
+        (shape @ (Shape::Set | Shape::Keyed(..)), Value::Array(theirs)) => {
+            let ours = live.as_array().map_or(&[][..], Vec::as_slice);
+            overlay_list(shape, ours, theirs, path)
+        }
+        _ => Ok(config.clone()),
+    }
+}
+
+/// Elements of both lists: the live ones in their place, the applied ones in the order they were applied in.
+fn overlay_list(shape: Shape<'_>, ours: &[Value], theirs: &[Value], path: &str) -> Result<Value, String> {
+    let ours = elements(shape, ours);
+    let applied = elements(shape, theirs);
+    if applied.len() != theirs.len()
+        && let Shape::Keyed(_, keys) = shape
+    {
+        let at = theirs
+            .iter()
+            .position(
+                |item| matches!(shape, Shape::Keyed(items, keys) if key_element(item, items, keys).is_none()),
+            )
+            .unwrap_or_default();
+        return Err(format!(
+            "{path}: element {at}: associative list with keys has an element that omits key field {:?} (and doesn't \
+             have default value)",
+            keys.first().map_or("", |k| k)
+        ));
+    }
+    for (i, (element, ..)) in applied.iter().enumerate() {
+        if applied[..i].iter().any(|(e, ..)| e == element) {
+            let shown = set::paths(&[(element.clone(), Value::Object(Map::new()))].into_iter().collect());
+            return Err(format!("{path}: duplicate entries for key {}", shown.join("")));
+        }
+    }
+    let in_applied = |element: &str| applied.iter().any(|(e, ..)| e == element);
+    let merged = |element: &str| -> Result<Value, String> {
+        let mut same = ours.iter().filter(|(e, ..)| e == element);
+        let ours = match (same.next(), same.next()) {
+            (Some((_, value, _)), None) => Some(*value),
+            _ => None,
+        };
+        let theirs = applied.iter().find(|(e, ..)| e == element);
+        match theirs {
+            Some((_, theirs, Some(schema))) => overlay(ours, Some(theirs), Some(schema), path),
+            Some((_, theirs, None)) => Ok((*theirs).clone()),
+            None => Ok(ours.cloned().unwrap_or_default()),
+        }
+    };
+    let mut out = Vec::with_capacity(ours.len().max(applied.len()));
+    let mut next = applied.iter().peekable();
+    for (element, value, _) in &ours {
+        if !in_applied(element) {
+            out.push((*value).clone());
+            continue;
+        }
+        // Everything applied up to and including this element comes now, unless it has come already.
+        if next.clone().any(|(e, ..)| e == element) {
+            for (e, ..) in next.by_ref() {
+                out.push(merged(e)?);
+                if e == element {
+                    break;
+                }
+            }
+        }
+    }
+    for (e, ..) in next {
+        out.push(merged(e)?);
+    }
+    Ok(Value::Array(out))
+}
+
+/// `value` without the fields of `gone`.
+pub fn remove(value: &mut Value, gone: &Set, schema: Option<&Schema>) {
+    match (shape(schema, value), value) {
+        (Shape::Object(schema), Value::Object(object)) => {
+            object.retain(|name, value| match gone.get(&field_element(name)) {
+                Some(Value::Object(node)) if set::is_member(node) => false,
+                Some(Value::Object(node)) => {
+                    remove(value, node, member(schema, name).0);
+                    true
+                }
+                _ => true,
+            })
+        }
+        (shape @ (Shape::Set | Shape::Keyed(..)), Value::Array(list)) => list.retain_mut(|item| {
+            let (element, schema) = match shape {
+                Shape::Keyed(items, keys) => match key_element(item, items, keys) {
+                    Some(element) => (element, Some(items)),
+                    None => return true,
+                },
+                _ => (value_element(item), None),
+            };
+            match gone.get(&element) {
+                Some(Value::Object(node)) if set::is_member(node) => false,
+                Some(Value::Object(node)) => {
+                    remove(item, node, schema);
+                    true
+                }
+                _ => true,
+            }
+        }),
+        _ => {}
+    }
+}
+
+/// The set with every declared field on the way to a member made a member.
+pub fn with_named_fields(fields: &Set, schema: Option<&Schema>) -> Set {
+    let mut out = Set::new();
+    for (element, node) in fields {
+        let Value::Object(node) = node else { continue };
+        if element == "." {
+            continue;
+        }
+        let (below, declared) = match (element.strip_prefix("f:"), schema) {
+            (Some(name), _) => member(schema, name),
+            (None, Some(schema)) => (schema.items(), false),
+            (None, None) => (None, false),
+        };
+        let children = with_named_fields(node, below);
+        set::insert(&mut out, element.clone(), declared || set::is_member(node), children);
+    }
+    out
+}
