@@ -1,5 +1,7 @@
 //! The apps group.
 
+mod validation;
+
 use serde_json::{Value, json};
 
 use crate::core_v1::{persistent_volume, pod};
@@ -16,6 +18,9 @@ pub static RULES: &[Rules] = &[
     Rules {
         resource: "deployments",
         defaults: deployment_defaults,
+        validate: validation::deployment,
+        validate_update: validation::deployment_update,
+        validate_status_update: validation::deployment_status,
         generation: &["spec", "metadata.annotations"],
         scale: Some(&scale::WORKLOAD),
         ..BASE
@@ -23,6 +28,9 @@ pub static RULES: &[Rules] = &[
     Rules {
         resource: "replicasets",
         defaults: replica_set_defaults,
+        validate: validation::replica_set,
+        validate_update: validation::replica_set_update,
+        validate_status_update: validation::replica_set_status,
         generation: &["spec"],
         scale: Some(&scale::WORKLOAD),
         fields: crate::core_v1::replicas_field,
@@ -35,12 +43,30 @@ pub static RULES: &[Rules] = &[
     Rules {
         resource: "statefulsets",
         defaults: stateful_set_defaults,
+        name: crate::meta::label_name,
+        validate: validation::stateful_set,
+        validate_update: validation::stateful_set_update,
+        validate_status_update: validation::stateful_set_status,
         generation: &["spec"],
         scale: Some(&scale::WORKLOAD),
         ..BASE
     },
-    Rules { resource: "daemonsets", defaults: daemon_set_defaults, generation: &["spec"], ..BASE },
-    Rules { group: GROUP, resource: "controllerrevisions", ..DEFAULT },
+    Rules {
+        resource: "daemonsets",
+        defaults: daemon_set_defaults,
+        validate: validation::daemon_set,
+        validate_update: validation::daemon_set_update,
+        validate_status_update: validation::daemon_set_status,
+        generation: &["spec"],
+        ..BASE
+    },
+    Rules {
+        group: GROUP,
+        resource: "controllerrevisions",
+        validate: validation::revision,
+        validate_update: validation::revision_update,
+        ..DEFAULT
+    },
 ];
 
 fn template(object: &mut Value) {

@@ -1,5 +1,7 @@
 //! Jobs and cron jobs.
 
+mod validation;
+
 use serde_json::Value;
 
 use crate::core_v1::pod;
@@ -14,6 +16,9 @@ pub static RULES: &[Rules] = &[
     Rules {
         resource: "jobs",
         defaults: job_defaults,
+        validate: validation::job,
+        validate_update: validation::job_update,
+        validate_status_update: validation::job_status,
         generation: &["spec"],
         garbage_collection: GarbageCollection::OrphanDependents,
         prepare_for_create: prepare_job,
@@ -24,7 +29,14 @@ pub static RULES: &[Rules] = &[
         },
         ..BASE
     },
-    Rules { resource: "cronjobs", defaults: cron_job_defaults, generation: &["spec"], ..BASE },
+    Rules {
+        resource: "cronjobs",
+        defaults: cron_job_defaults,
+        validate: validation::cron_job,
+        validate_update: validation::cron_job_update,
+        generation: &["spec"],
+        ..BASE
+    },
 ];
 
 /// Labels by which the pods of a job are found, with and without the group's prefix.

@@ -239,6 +239,63 @@ fn label_requirement(errors: &mut Errors, requirement: &Value, path: &Path<'_>) 
     }
 }
 
+/// Whether a `metav1.LabelSelector` selects an object with these labels. One that is absent selects nothing, an empty
+/// one everything.
+pub fn selects(selector: &Value, labels: &Value) -> bool {
+    if selector.is_null() {
+        return false;
+    }
+    selector.entries("matchLabels").all(|(key, value)| labels.get(key) == Some(value))
+        && selector.list("matchExpressions").iter().all(|requirement| {
+            let value = labels.get(requirement.text("key"));
+            let listed = || value.is_some_and(|v| requirement.list("values").contains(v));
+            match requirement.text("operator") {
+                "In" => listed(),
+                "NotIn" => !listed(),
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => false,
+            }
+        })
+}
+
+/// Whether a `metav1.LabelSelector` says nothing.
+pub fn is_empty_selector(selector: &Value) -> bool {
+    selector.entries("matchLabels").next().is_none() && selector.list("matchExpressions").is_empty()
+}
+
+/// Checks `metav1.Condition`s.
+pub fn conditions(errors: &mut Errors, conditions: &[Value], path: &Path<'_>) {
+    let mut kinds: Vec<&str> = vec![];
+    for (i, condition) in conditions.iter().enumerate() {
+        let path = path.index(i);
+        let (kind, status, reason) =
+            (condition.text("type"), condition.text("status"), condition.text("reason"));
+        if kinds.contains(&kind) {
+            errors.duplicate(&path.child("type"), kind);
+        }
+        kinds.push(kind);
+        if kind.is_empty() {
+            errors.required(&path.child("type"), "must be set");
+        } else {
+            errors.invalid_each(&path.child("type"), kind, check::qualified_name(kind));
+        }
+        errors.one_of(&path.child("status"), status, &["False", "True", "Unknown"]);
+        errors.not_negative(&path.child("observedGeneration"), condition.int("observedGeneration"));
+        if condition.text("lastTransitionTime").is_empty() {
+            errors.required(&path.child("lastTransitionTime"), "must be set");
+        }
+        if reason.is_empty() {
+            errors.required(&path.child("reason"), "must be set");
+        } else if reason.len() > 1024 {
+            errors.too_long(&path.child("reason"), 1024);
+        }
+        if condition.text("message").len() > 32 * 1024 {
+            errors.too_long(&path.child("message"), 32 * 1024);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

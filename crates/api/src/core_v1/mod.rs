@@ -84,11 +84,22 @@ pub static RULES: &[Rules] = &[
                 pod::defaults::template(template);
             }
         },
+        validate: |object| {
+            let mut errors = vec![];
+            pod::validation::template(
+                &mut errors,
+                object.at("template"),
+                &crate::path::Path::new("template"),
+            );
+            errors
+        },
         ..DEFAULT
     },
     Rules {
         resource: "replicationcontrollers",
         defaults: replication_controller::defaults,
+        validate: replication_controller::validate,
+        validate_update: |new, _| replication_controller::validate(new),
         generation: &["spec"],
         garbage_collection: GarbageCollection::OrphanDependents,
         scale: Some(&scale::WORKLOAD),
@@ -102,9 +113,15 @@ pub static RULES: &[Rules] = &[
     Rules {
         resource: "services",
         defaults: service::defaults,
-        prepare_for_create: |service| service.put("status", serde_json::json!({"loadBalancer": {}})),
+        validate: service::validate,
+        validate_update: service::validate_update,
+        validate_status_update: service::validate_status,
+        prepare_for_create: |service| {
+            service.put("status", serde_json::json!({"loadBalancer": {}}));
+            service::agree_on_addresses(service, None);
+        },
         prepare_for_update: service::prepare_for_update,
-        name: meta::label_1035_name,
+        name: meta::label_name,
         create_on_update: true,
         fields: |s| {
             vec![

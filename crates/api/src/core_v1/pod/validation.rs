@@ -418,10 +418,8 @@ fn dns(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
 
 /// `spec.template` of a workload (or `template` of a PodTemplate).
 pub fn template(errors: &mut Errors, template: &Value, path: &Path<'_>) {
-    let metadata = path.child("metadata");
     meta::labels(errors, template.at("metadata.labels"), &path.child("labels"));
     meta::annotations(errors, template.at("metadata.annotations"), &path.child("annotations"));
-    let _ = metadata;
     spec(errors, template.at("spec"), "", false, &path.child("spec"));
     if !template.list("spec.ephemeralContainers").is_empty() {
         errors.forbidden(
