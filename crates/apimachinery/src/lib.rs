@@ -9,6 +9,7 @@ pub mod field_path;
 pub mod managed_fields;
 pub mod names;
 pub mod object;
+pub mod openapi;
 pub mod patch;
 pub mod prune;
 pub mod quantity;

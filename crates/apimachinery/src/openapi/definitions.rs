@@ -1,0 +1,285 @@
+//! Types as OpenAPI definitions.
+
+use serde_json::{Map, Value, json};
+
+use super::{CustomResource, Flavor, META};
+use crate::schema::{self, Field, Kind, ListType, Schema};
+
+const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
+const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
+const RAW: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
+const EXTENSIONS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.";
+
+/// The name of the definition a schema refers to, for types that have one.
+fn named(schema: &Schema) -> Option<String> {
+    Some(match &schema.kind {
+        Kind::Object(_) if !schema.name.is_empty() => schema.name.to_owned(),
+        Kind::Quantity => QUANTITY.into(),
+        Kind::IntOrString => INT_OR_STRING.into(),
+        Kind::Raw => RAW.into(),
+        Kind::Time => format!("{META}Time"),
+        Kind::MicroTime => format!("{META}MicroTime"),
+        Kind::FieldsV1 => format!("{META}FieldsV1"),
+        Kind::Any => format!("{EXTENSIONS}JSON"),
+        Kind::SchemaOrArray => format!("{EXTENSIONS}JSONSchemaPropsOrArray"),
+        Kind::SchemaOrBool => format!("{EXTENSIONS}JSONSchemaPropsOrBool"),
+        Kind::SchemaOrStringArray => format!("{EXTENSIONS}JSONSchemaPropsOrStringArray"),
+        _ => return None,
+    })
+}
+
+/// The definitions that a type's fields refer to.
+pub(super) fn references(schema: &Schema, out: &mut Vec<String>) {
+    for field in schema.fields() {
+        let mut inner: &Schema = &field.schema;
+        while let Some(next) = inner.items().or(inner.additional()) {
+            inner = next;
+        }
+        out.extend(named(inner));
+    }
+}
+
+/// Definitions that are no structs.
+pub(super) fn special(flavor: Flavor, name: &str) -> Option<Value> {
+    Some(match name {
+        QUANTITY if flavor == Flavor::V3 => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
+        QUANTITY => json!({"type": "string"}),
+        INT_OR_STRING if flavor == Flavor::V3 => {
+            json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]})
+        }
+        INT_OR_STRING => json!({"type": "string", "format": "int-or-string"}),
+        RAW => json!({"type": "object"}),
+        _ => match name.strip_prefix(META) {
+            Some("Time" | "MicroTime") => json!({"type": "string", "format": "date-time"}),
+            Some("FieldsV1" | "Patch") => json!({"type": "object"}),
+            Some(_) => return None,
+            None if name.starts_with(EXTENSIONS) => json!({}),
+            None => return None,
+        },
+    })
+}
+
+pub(super) fn version_info() -> Value {
+    let names = [
+        "major",
+        "minor",
+        "gitVersion",
+        "gitCommit",
+        "gitTreeState",
+        "buildDate",
+        "goVersion",
+        "compiler",
+        "platform",
+    ];
+    let properties: Map<String, Value> =
+        names.iter().map(|n| ((*n).into(), json!({"type": "string"}))).collect();
+    json!({"type": "object", "properties": properties, "required": names})
+}
+
+/// The kinds a type is registered as.
+fn kinds(schema: &Schema) -> Vec<Value> {
+    schema::kinds()
+        .iter()
+        .filter(|(.., s)| std::ptr::eq(*s, schema))
+        .map(|(group, version, kind, _)| json!({"group": group, "version": version, "kind": kind}))
+        .collect()
+}
+
+pub(super) fn builtin(flavor: Flavor, schema: &Schema) -> Value {
+    let mut out = Map::new();
+    out.insert("type".into(), "object".into());
+    let fields = schema.fields();
+    if !fields.is_empty() {
+        let properties: Map<String, Value> =
+            fields.iter().map(|f| (f.name.clone().into_owned(), property(flavor, f))).collect();
+        out.insert("properties".into(), Value::Object(properties));
+    }
+    let required: Vec<&str> = fields.iter().filter(|f| f.required()).map(|f| &*f.name).collect();
+    if !required.is_empty() {
+        out.insert("required".into(), required.into());
+    }
+    let kinds = kinds(schema);
+    if !kinds.is_empty() {
+        out.insert("x-kubernetes-group-version-kind".into(), kinds.into());
+    }
+    if schema.atomic() {
+        out.insert("x-kubernetes-map-type".into(), "atomic".into());
+    }
+    Value::Object(out)
+}
+
+fn property(flavor: Flavor, field: &Field) -> Value {
+    let mut out = inline(flavor, &field.schema, true);
+    if let Some(default) = field.default() {
+        out.insert("default".into(), default);
+    }
+    if !field.patch_strategy.is_empty() {
+        out.insert("x-kubernetes-patch-strategy".into(), field.patch_strategy.into());
+    }
+    if !field.patch_merge_key.is_empty() {
+        out.insert("x-kubernetes-patch-merge-key".into(), field.patch_merge_key.into());
+    }
+    Value::Object(out)
+}
+
+/// A schema where it is used. References stand alone in version 3, so there they are wrapped.
+fn inline(flavor: Flavor, schema: &Schema, property: bool) -> Map<String, Value> {
+    let mut out = Map::new();
+    if let Some(name) = named(schema) {
+        let reference = json!({"$ref": flavor.reference(&name)});
+        match flavor {
+            Flavor::V3 if property => {
+                out.insert("allOf".into(), json!([reference]));
+            }
+            _ => {
+                out.insert("$ref".into(), reference["$ref"].clone());
+            }
+        }
+        return out;
+    }
+    let (kind, format) = match &schema.kind {
+        Kind::List(items, list) => {
+            out.insert("items".into(), Value::Object(inline(flavor, items, false)));
+            match list {
+                ListType::Atomic => {
+                    out.insert("x-kubernetes-list-type".into(), "atomic".into());
+                }
+                ListType::Set => {
+                    out.insert("x-kubernetes-list-type".into(), "set".into());
+                }
+                ListType::Map(keys) => {
+                    out.insert("x-kubernetes-list-type".into(), "map".into());
+                    let keys: Vec<&str> = keys.iter().map(|k| &**k).collect();
+                    out.insert("x-kubernetes-list-map-keys".into(), keys.into());
+                }
+            }
+            ("array", "")
+        }
+        Kind::Map(values) => {
+            out.insert("additionalProperties".into(), Value::Object(inline(flavor, values, false)));
+            if schema.atomic() {
+                out.insert("x-kubernetes-map-type".into(), "atomic".into());
+            }
+            ("object", "")
+        }
+        Kind::Bool => ("boolean", ""),
+        Kind::Int32 => ("integer", "int32"),
+        Kind::Int64 => ("integer", "int64"),
+        Kind::Double => ("number", "double"),
+        Kind::Bytes => ("string", "byte"),
+        Kind::Object(_) => ("object", ""),
+        _ => ("string", ""),
+    };
+    out.insert("type".into(), kind.into());
+    if !format.is_empty() {
+        out.insert("format".into(), format.into());
+    }
+    out
+}
+
+/// `com.example.v1.Foo`: the group reversed.
+pub fn custom_definition_name(group: &str, version: &str, kind: &str) -> String {
+    let group: Vec<&str> = group.split('.').rev().collect();
+    format!("{}.{version}.{kind}", group.join("."))
+}
+
+/// The definitions of a custom resource and of its list.
+pub(super) fn custom(flavor: Flavor, resource: &CustomResource) -> Vec<(String, Value)> {
+    let kind = |kind: &str| json!([{"group": resource.group, "version": resource.version, "kind": kind}]);
+    let mut object = match &resource.schema {
+        Value::Object(_) if !(resource.preserve_unknown && flavor == Flavor::V2) => {
+            let mut schema = resource.schema.clone();
+            match flavor {
+                Flavor::V2 => plain(&mut schema),
+                Flavor::V3 => {}
+            }
+            match schema {
+                Value::Object(object) => object,
+                _ => Map::new(),
+            }
+        }
+        _ => Map::new(),
+    };
+    let open = object.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
+    if object.is_empty() || open && flavor == Flavor::V2 {
+        object.entry("type").or_insert_with(|| "object".into());
+        if open {
+            object.insert("x-kubernetes-preserve-unknown-fields".into(), true.into());
+        }
+    } else {
+        let properties = object.entry("properties").or_insert_with(|| json!({}));
+        if let Value::Object(properties) = properties {
+            let meta = json!({"$ref": flavor.reference(&format!("{META}ObjectMeta"))});
+            let meta = if flavor == Flavor::V3 { json!({"allOf": [meta]}) } else { meta };
+            properties.insert("metadata".into(), meta);
+            properties.insert("apiVersion".into(), json!({"type": "string"}));
+            properties.insert("kind".into(), json!({"type": "string"}));
+        }
+    }
+    object.insert("x-kubernetes-group-version-kind".into(), kind(&resource.kind));
+    if !resource.selectable_fields.is_null() {
+        object.insert("x-kubernetes-selectable-fields".into(), resource.selectable_fields.clone());
+    }
+    let name = |kind: &str| custom_definition_name(&resource.group, &resource.version, kind);
+    let items = json!({"$ref": flavor.reference(&name(&resource.kind))});
+    let meta = json!({"$ref": flavor.reference(&format!("{META}ListMeta"))});
+    let meta = if flavor == Flavor::V3 { json!({"allOf": [meta]}) } else { meta };
+    let list = json!({
+        "type": "object",
+        "required": ["items"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": meta,
+            "items": {"type": "array", "items": items},
+        },
+        "x-kubernetes-group-version-kind": kind(&resource.list_kind),
+    });
+    vec![(name(&resource.kind), Value::Object(object)), (name(&resource.list_kind), list)]
+}
+
+/// Takes from a version 3 schema what version 2 and its clients do not know.
+fn plain(schema: &mut Value) {
+    let Value::Object(object) = schema else { return };
+    for name in ["allOf", "oneOf", "anyOf", "not"] {
+        object.remove(name);
+    }
+    let truth = |object: &Map<String, Value>, name: &str| object.get(name) == Some(&Value::Bool(true));
+    if truth(object, "nullable") {
+        for name in ["type", "nullable", "items", "properties"] {
+            object.remove(name);
+        }
+    }
+    if truth(object, "x-kubernetes-preserve-unknown-fields") {
+        object.remove("items");
+        object.remove("properties");
+        if object.get("type").is_some_and(|t| t == "object") {
+            object.remove("type");
+        }
+    }
+    if object.get("type").is_some_and(|t| t == "array") && !object.contains_key("items") {
+        object.remove("type");
+    }
+    let nullable: Vec<String> = object
+        .get("properties")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .filter(|(_, p)| p["nullable"] == true)
+        .map(|(name, _)| name.clone())
+        .collect();
+    if let Some(Value::Array(required)) = object.get_mut("required") {
+        required.retain(|r| !nullable.iter().any(|n| r == n));
+        if required.is_empty() {
+            object.remove("required");
+        }
+    }
+    if let Some(Value::Object(properties)) = object.get_mut("properties") {
+        properties.values_mut().for_each(plain);
+    }
+    for name in ["items", "additionalProperties"] {
+        if let Some(inner) = object.get_mut(name) {
+            plain(inner);
+        }
+    }
+}

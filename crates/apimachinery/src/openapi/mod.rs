@@ -1,0 +1,442 @@
+//! OpenAPI documents of what is served, made from the schema tables and the resource rows. Documents are written
+//! piece by piece, so that building one never holds it as a tree. Descriptions of built-in types are left empty.
+
+mod definitions;
+mod paths;
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::resources::{self, ResourceInfo};
+use crate::schema::{self, Schema};
+
+pub use definitions::custom_definition_name;
+
+/// The content type of version 3 documents is plain JSON; this names the version documents claim.
+pub const VERSION: &str = "v1.36.2";
+
+/// Which OpenAPI is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flavor {
+    V2,
+    V3,
+}
+
+impl Flavor {
+    fn reference(self, name: &str) -> Value {
+        Value::String(match self {
+            Flavor::V2 => format!("#/definitions/{name}"),
+            Flavor::V3 => format!("#/components/schemas/{name}"),
+        })
+    }
+}
+
+/// One served version of a custom resource.
+#[derive(Clone, Debug, Default)]
+pub struct CustomResource {
+    pub group: String,
+    pub version: String,
+    pub plural: String,
+    pub kind: String,
+    pub list_kind: String,
+    pub namespaced: bool,
+    /// The version's `openAPIV3Schema`; `Null` where it has none.
+    pub schema: Value,
+    /// `spec.preserveUnknownFields`.
+    pub preserve_unknown: bool,
+    pub status: bool,
+    pub scale: bool,
+    /// `selectableFields` of the version, as they are in the definition; `Null` for none.
+    pub selectable_fields: Value,
+}
+
+/// A resource as paths see it, built-in or custom.
+struct Served {
+    group: String,
+    version: String,
+    plural: String,
+    kind: String,
+    namespaced: bool,
+    verbs: Vec<String>,
+    /// Definition of the object and of its list.
+    definition: String,
+    list_definition: Option<String>,
+    subresources: Vec<Sub>,
+    custom: bool,
+}
+
+struct Sub {
+    name: String,
+    group: String,
+    version: String,
+    kind: String,
+    definition: Option<String>,
+    verbs: Vec<String>,
+}
+
+impl Served {
+    fn builtin(info: &ResourceInfo) -> Option<Served> {
+        let schema = schema::for_kind(info.group, info.version, info.kind)?;
+        let list = schema::for_kind(info.group, info.version, &format!("{}List", info.kind));
+        Some(Served {
+            group: info.group.into(),
+            version: info.version.into(),
+            plural: info.resource.into(),
+            kind: info.kind.into(),
+            namespaced: info.namespaced,
+            verbs: info.verbs.iter().map(|v| (*v).to_owned()).collect(),
+            definition: schema.name.into(),
+            list_definition: list.map(|s| s.name.to_owned()),
+            subresources: info
+                .subresources
+                .iter()
+                .map(|s| {
+                    let (group, version) = (s.group.unwrap_or(info.group), s.version.unwrap_or(info.version));
+                    Sub {
+                        name: s.name.into(),
+                        group: group.into(),
+                        version: version.into(),
+                        kind: s.kind.into(),
+                        definition: schema::for_kind(group, version, s.kind)
+                            .filter(|_| !s.kind.ends_with("Options"))
+                            .map(|s| s.name.to_owned()),
+                        verbs: s.verbs.iter().map(|v| (*v).to_owned()).collect(),
+                    }
+                })
+                .collect(),
+            custom: false,
+        })
+    }
+
+    fn custom(resource: &CustomResource) -> Served {
+        let name = |kind: &str| custom_definition_name(&resource.group, &resource.version, kind);
+        let verbs = |list: &[&str]| list.iter().map(|v| (*v).to_owned()).collect();
+        let mut subresources = vec![];
+        if resource.status {
+            subresources.push(Sub {
+                name: "status".into(),
+                group: resource.group.clone(),
+                version: resource.version.clone(),
+                kind: resource.kind.clone(),
+                definition: Some(name(&resource.kind)),
+                verbs: verbs(&["get", "patch", "update"]),
+            });
+        }
+        if resource.scale {
+            subresources.push(Sub {
+                name: "scale".into(),
+                group: "autoscaling".into(),
+                version: "v1".into(),
+                kind: "Scale".into(),
+                definition: Some("io.k8s.api.autoscaling.v1.Scale".into()),
+                verbs: verbs(&["get", "patch", "update"]),
+            });
+        }
+        Served {
+            group: resource.group.clone(),
+            version: resource.version.clone(),
+            plural: resource.plural.clone(),
+            kind: resource.kind.clone(),
+            namespaced: resource.namespaced,
+            verbs: verbs(&[
+                "create",
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "update",
+                "watch",
+            ]),
+            definition: name(&resource.kind),
+            list_definition: Some(name(&resource.list_kind)),
+            subresources,
+            custom: true,
+        }
+    }
+}
+
+/// The version 3 document of one built-in group and version (`group` is empty for the core group); `None` if there is
+/// none.
+pub fn v3_for_group(group: &str, version: &str) -> Option<Vec<u8>> {
+    let served: Vec<Served> = resources::all()
+        .iter()
+        .filter(|r| r.group == group && r.version == version)
+        .filter_map(Served::builtin)
+        .collect();
+    if served.is_empty() {
+        return None;
+    }
+    Some(v3(group, version, &served, &[]))
+}
+
+/// The version 3 document of custom resources that share a group and a version.
+pub fn v3_for_custom(group: &str, version: &str, customs: &[CustomResource]) -> Vec<u8> {
+    let served: Vec<Served> = customs.iter().map(Served::custom).collect();
+    v3(group, version, &served, customs)
+}
+
+/// The paths of `/openapi/v3` that built-in groups have: `api/v1`, `apis/apps/v1`, …
+pub fn v3_paths() -> Vec<String> {
+    let mut paths: Vec<String> = resources::all()
+        .iter()
+        .map(|r| {
+            if r.group.is_empty() {
+                format!("api/{}", r.version)
+            } else {
+                format!("apis/{}/{}", r.group, r.version)
+            }
+        })
+        .collect();
+    paths.dedup();
+    paths
+}
+
+/// The version 2 document: everything built in, and `customs`.
+pub fn v2(customs: &[CustomResource]) -> Vec<u8> {
+    let mut served: Vec<Served> = resources::all().iter().filter_map(Served::builtin).collect();
+    served.extend(customs.iter().map(Served::custom));
+    let mut out = Vec::with_capacity(1 << 20);
+    out.extend_from_slice(br#"{"swagger":"2.0","info":{"title":"Kubernetes","version":""#);
+    out.extend_from_slice(VERSION.as_bytes());
+    out.extend_from_slice(br#""},"paths":{"#);
+    let mut paths = Members::new(&mut out);
+    let mut groups: Vec<(String, String)> =
+        served.iter().map(|s| (s.group.clone(), s.version.clone())).collect();
+    groups.dedup();
+    for (group, version) in &groups {
+        let (path, item) = paths::group_path(Flavor::V2, group, version);
+        paths.add(&path, &item);
+    }
+    for served in &served {
+        for (path, item) in paths::paths_of(Flavor::V2, served) {
+            paths.add(&path, &item);
+        }
+    }
+    let (path, item) = paths::version_path(Flavor::V2);
+    paths.add(path, &item);
+    out.extend_from_slice(br#"},"definitions":{"#);
+    let mut definitions = Members::new(&mut out);
+    for name in closure(&served) {
+        if let Some(schema) = schema::builtin(&name) {
+            definitions.add(&name, &definitions::builtin(Flavor::V2, schema));
+        } else if let Some(special) = definitions::special(Flavor::V2, &name) {
+            definitions.add(&name, &special);
+        }
+    }
+    for custom in customs {
+        for (name, definition) in definitions::custom(Flavor::V2, custom) {
+            definitions.add(&name, &definition);
+        }
+    }
+    definitions.add("io.k8s.apimachinery.pkg.version.Info", &definitions::version_info());
+    out.extend_from_slice(b"},\"securityDefinitions\":");
+    write(&mut out, &json!({"BearerToken": bearer_token()}));
+    out.extend_from_slice(b",\"security\":[{\"BearerToken\":[]}]}");
+    out
+}
+
+fn bearer_token() -> Value {
+    json!({"type": "apiKey", "name": "authorization", "in": "header", "description": "Bearer Token authentication"})
+}
+
+fn v3(group: &str, version: &str, served: &[Served], customs: &[CustomResource]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(256 << 10);
+    out.extend_from_slice(br#"{"openapi":"3.0.0","info":{"title":"Kubernetes","version":""#);
+    out.extend_from_slice(VERSION.as_bytes());
+    out.extend_from_slice(br#""},"paths":{"#);
+    let mut paths = Members::new(&mut out);
+    let (path, item) = paths::group_path(Flavor::V3, group, version);
+    paths.add(&path, &item);
+    for served in served {
+        for (path, item) in paths::paths_of(Flavor::V3, served) {
+            paths.add(&path, &item);
+        }
+    }
+    out.extend_from_slice(br#"},"components":{"schemas":{"#);
+    let mut definitions = Members::new(&mut out);
+    for name in closure(served) {
+        if let Some(schema) = schema::builtin(&name) {
+            definitions.add(&name, &definitions::builtin(Flavor::V3, schema));
+        } else if let Some(special) = definitions::special(Flavor::V3, &name) {
+            definitions.add(&name, &special);
+        }
+    }
+    for custom in customs {
+        for (name, definition) in definitions::custom(Flavor::V3, custom) {
+            definitions.add(&name, &definition);
+        }
+    }
+    out.extend_from_slice(b"},\"securitySchemes\":");
+    write(&mut out, &json!({"BearerToken": bearer_token()}));
+    out.extend_from_slice(b"}}");
+    out
+}
+
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
+
+/// The names of all definitions that the paths of `served` need.
+fn closure(served: &[Served]) -> BTreeSet<String> {
+    let mut names: BTreeSet<String> = BTreeSet::new();
+    let add = |name: String, names: &mut BTreeSet<String>| {
+        let mut todo = vec![name];
+        while let Some(name) = todo.pop() {
+            if names.insert(name.clone())
+                && let Some(schema) = schema::builtin(&name)
+            {
+                let mut found = vec![];
+                definitions::references(schema, &mut found);
+                todo.extend(found);
+            }
+        }
+    };
+    for name in ["Status", "DeleteOptions", "Patch", "APIResourceList"] {
+        add(format!("{META}{name}"), &mut names);
+    }
+    for served in served {
+        if served.custom {
+            for name in ["ObjectMeta", "ListMeta"] {
+                add(format!("{META}{name}"), &mut names);
+            }
+        } else {
+            add(served.definition.clone(), &mut names);
+            if let Some(list) = &served.list_definition {
+                add(list.clone(), &mut names);
+            }
+        }
+        if served.verbs.iter().any(|v| v == "watch") {
+            add(format!("{META}WatchEvent"), &mut names);
+        }
+        for sub in &served.subresources {
+            if let Some(definition) = &sub.definition
+                && definition.starts_with("io.k8s.")
+            {
+                add(definition.clone(), &mut names);
+            }
+        }
+    }
+    names
+}
+
+fn write(out: &mut Vec<u8>, value: &Value) {
+    // Values have string keys only; writing to a Vec cannot fail.
+    let _ = serde_json::to_writer(out, value);
+}
+
+/// The members of an object that is being written.
+struct Members<'a> {
+    out: &'a mut Vec<u8>,
+    first: bool,
+}
+
+impl<'a> Members<'a> {
+    fn new(out: &'a mut Vec<u8>) -> Members<'a> {
+        Members { out, first: true }
+    }
+
+    fn add(&mut self, name: &str, value: &Value) {
+        if !self.first {
+            self.out.push(b',');
+        }
+        self.first = false;
+        write(self.out, &Value::String(name.to_owned()));
+        self.out.push(b':');
+        write(self.out, value);
+    }
+}
+
+/// The OpenAPI definition (version 3) of a built-in type.
+pub fn definition(schema: &Schema) -> Value {
+    definitions::builtin(Flavor::V3, schema)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(bytes: &[u8]) -> Value {
+        serde_json::from_slice(bytes).unwrap()
+    }
+
+    /// Every `$ref` must lead somewhere.
+    fn check_references(value: &Value, root: &Value, seen: &mut usize) {
+        match value {
+            Value::Object(map) => {
+                if let Some(Value::String(reference)) = map.get("$ref") {
+                    *seen += 1;
+                    let pointer = reference.strip_prefix('#').unwrap();
+                    assert!(root.pointer(pointer).is_some(), "{reference}");
+                }
+                map.values().for_each(|v| check_references(v, root, seen));
+            }
+            Value::Array(list) => list.iter().for_each(|v| check_references(v, root, seen)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn version_3() {
+        for path in v3_paths() {
+            let (group, version) = match path.split('/').collect::<Vec<_>>()[..] {
+                ["api", version] => ("", version.to_owned()),
+                ["apis", group, version] => (group, version.to_owned()),
+                _ => panic!("{path}"),
+            };
+            let document = parse(&v3_for_group(group, &version).unwrap());
+            let mut seen = 0;
+            check_references(&document, &document, &mut seen);
+            assert!(seen > 10);
+        }
+        let apps = parse(&v3_for_group("apps", "v1").unwrap());
+        let patch = &apps["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+        assert_eq!(
+            patch["x-kubernetes-group-version-kind"],
+            json!({"group": "apps", "version": "v1", "kind": "Deployment"})
+        );
+        assert_eq!(patch["operationId"], "patchAppsV1NamespacedDeployment");
+        let names: Vec<&str> =
+            patch["parameters"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation", "force"]);
+        assert!(patch["requestBody"]["content"].get("application/strategic-merge-patch+json").is_some());
+        let spec = &apps["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"];
+        assert_eq!(spec["properties"]["containers"]["x-kubernetes-patch-merge-key"], "name");
+        assert_eq!(spec["required"], json!(["containers"]));
+    }
+
+    #[test]
+    fn version_2() {
+        let custom = CustomResource {
+            group: "example.com".into(),
+            version: "v1".into(),
+            plural: "foos".into(),
+            kind: "Foo".into(),
+            list_kind: "FooList".into(),
+            namespaced: true,
+            schema: json!({"type": "object", "description": "A foo", "properties": {"spec": {"type": "object",
+                "properties": {"n": {"type": "integer", "nullable": true}, "x": {"type": "string"}}, "required": ["n", "x"]}}}),
+            status: true,
+            ..CustomResource::default()
+        };
+        let document = parse(&v2(std::slice::from_ref(&custom)));
+        let mut seen = 0;
+        check_references(&document, &document, &mut seen);
+        let foo = &document["definitions"]["com.example.v1.Foo"];
+        assert_eq!(foo["description"], "A foo");
+        assert_eq!(
+            foo["properties"]["spec"],
+            json!({"type": "object", "properties": {"n": {}, "x": {"type": "string"}}, "required": ["x"]})
+        );
+        assert_eq!(foo["x-kubernetes-group-version-kind"][0]["kind"], "Foo");
+        let document = parse(&v3_for_custom("example.com", "v1", &[custom]));
+        check_references(&document, &document, &mut seen);
+        assert_eq!(
+            document["components"]["schemas"]["com.example.v1.Foo"]["properties"]["spec"]["properties"]["n"]
+                ["nullable"],
+            true
+        );
+        assert!(
+            document["paths"].get("/apis/example.com/v1/namespaces/{namespace}/foos/{name}/status").is_some()
+        );
+    }
+}
