@@ -1,0 +1,13 @@
+//! One pod: what it asks for, what there is of it, what to do, and what to tell.
+
+pub mod container;
+pub mod env;
+pub mod lifecycle;
+pub mod network;
+pub mod observed;
+pub mod operations;
+pub mod plan;
+pub mod sandbox;
+pub mod spec;
+pub mod status;
+pub mod worker;

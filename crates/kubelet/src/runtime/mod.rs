@@ -1,0 +1,3 @@
+//! The container runtime as a program: found, started and stopped.
+
+pub mod containerd;
