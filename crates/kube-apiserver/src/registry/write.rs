@@ -191,15 +191,18 @@ impl Write<'_> {
     }
 
     async fn reserve(&self, object: &mut Value, old: Option<&Value>) -> Result<Option<Reservation>, Status> {
-        let ours = self.entry.is("", "services") && self.subresource.is_empty();
-        match &self.policy {
-            Some(policy) if ours => policy.allocators.reserve(object, old).await.map(Some),
-            _ => Ok(None),
+        if !self.entry.is("", "services") || !self.subresource.is_empty() {
+            return Ok(None);
+        }
+        // The server's own services take their addresses like any other.
+        match self.registry.policy.load_full() {
+            Some(policy) => policy.allocators.reserve(object, old).await.map(Some),
+            None => Ok(None),
         }
     }
 
     async fn release(&self, reserved: Option<Reservation>) {
-        if let (Some(policy), Some(reserved)) = (&self.policy, reserved) {
+        if let (Some(policy), Some(reserved)) = (self.registry.policy.load_full(), reserved) {
             policy.allocators.release(reserved).await;
         }
     }
