@@ -54,6 +54,15 @@ impl CustomResource {
         match *self {}
     }
 
+    pub fn storage_schema(&self) -> Option<&apimachinery::schema::Schema> {
+        match *self {}
+    }
+
+    /// What a write through the main resource, or `status`, cannot change.
+    pub fn reset_fields(&self, _status: bool) -> &'static [&'static [&'static str]] {
+        match *self {}
+    }
+
     pub fn from_storage(&self, _object: &mut Value) -> Result<(), Status> {
         match *self {}
     }

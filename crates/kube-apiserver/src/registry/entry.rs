@@ -67,6 +67,15 @@ impl Entry {
         }
     }
 
+    /// The schema of what is stored.
+    pub fn storage_schema(&self) -> Option<&Schema> {
+        match &self.custom {
+            Some(custom) => custom.storage_schema(),
+            None if self.is_storage_version() => self.builtin_schema,
+            None => apimachinery::schema::for_kind(&self.storage_group, &self.storage_version, &self.kind),
+        }
+    }
+
     pub fn has_verb(&self, verb: &str) -> bool {
         self.verbs.iter().any(|v| v == verb)
     }

@@ -104,7 +104,7 @@ impl Write<'_> {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         entry.strategy.defaults(&mut object);
-        ownership::created(self, &mut object)?;
+        ownership::created(self, &mut object);
         self.finish_create(namespace, object).await
     }
 
@@ -381,7 +381,7 @@ impl Write<'_> {
         }
         entry.strategy.defaults(&mut new);
         if !matches!(change, Change::Apply { .. }) {
-            ownership::updated(self, old, &mut new)?;
+            ownership::updated(self, old, &mut new);
         }
         let namespace_seen = if entry.is("", "namespaces") { name } else { namespace };
         self.admit(Operation::Update, namespace_seen, name, &mut new, Some(old), false).await?;
