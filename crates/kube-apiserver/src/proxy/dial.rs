@@ -92,9 +92,9 @@ impl Dialer {
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned();
         *request.uri_mut() = path.parse::<Uri>().map_err(|e| Status::bad_request(e.to_string()))?;
         let connecting = async {
-            let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(|e| {
-                unreachable(&format!("dial tcp {}: {e}", target.authority()))
-            })?;
+            let stream = TcpStream::connect((target.host.as_str(), target.port))
+                .await
+                .map_err(|e| unreachable(&format!("dial tcp {}: {e}", target.authority())))?;
             let _ = stream.set_nodelay(true);
             let wire: Box<dyn Wire> = if target.tls {
                 let config = if kubelet { &self.kubelet } else { &self.plain };

@@ -114,7 +114,8 @@ pub async fn log(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>
         && !lines.parse::<i64>().is_ok_and(|n| n >= 0)
     {
         let path = apimachinery::field_path::Path::new("tailLines");
-        let error = apimachinery::status::FieldError::invalid(&path, lines, "must be greater than or equal to 0");
+        let error =
+            apimachinery::status::FieldError::invalid(&path, lines, "must be greater than or equal to 0");
         return Err(Status::invalid("PodLogOptions", "", &call.info.name, vec![error]));
     }
     if node.is_empty() {
@@ -192,7 +193,8 @@ pub async fn stream(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bo
         format!("/portForward/{namespace}/{name}")
     } else {
         let container = target::container(&pod, call.query.non_empty("container"), false)?;
-        for (ours, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+        for (ours, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")]
+        {
             if call.query.flag(ours) {
                 pairs.push((theirs, "1"));
             }
@@ -303,10 +305,8 @@ pub async fn forward(server: &Arc<Server>, call: &mut Call) -> Result<Response<B
     *request.headers_mut() = if upgrading { call.headers.clone() } else { without_hops(&call.headers) };
     let headers = request.headers_mut();
     let host = headers.get(header::HOST).cloned();
-    headers.insert(
-        header::HOST,
-        HeaderValue::from_str(&target.authority()).map_err(|e| Status::internal(e))?,
-    );
+    headers
+        .insert(header::HOST, HeaderValue::from_str(&target.authority()).map_err(|e| Status::internal(e))?);
     headers.insert(HeaderName::from_static("x-forwarded-proto"), HeaderValue::from_static("https"));
     if let Some(host) = host {
         headers.insert(HeaderName::from_static("x-forwarded-host"), host);

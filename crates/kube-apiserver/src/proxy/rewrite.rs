@@ -14,7 +14,11 @@ use crate::http::Body;
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
 /// The answer for the client; `base` is the path up to and with `/proxy`.
-pub async fn response(answer: Response<Incoming>, base: &str, target: &Target) -> Result<Response<Body>, Status> {
+pub async fn response(
+    answer: Response<Incoming>,
+    base: &str,
+    target: &Target,
+) -> Result<Response<Body>, Status> {
     let (mut parts, body) = answer.into_parts();
     parts.headers = super::without_hops(&parts.headers);
     if let Some(location) = parts.headers.get(header::LOCATION).and_then(|v| v.to_str().ok())
@@ -51,7 +55,11 @@ fn link(url: &str, base: &str, target: &Target) -> Option<String> {
         None if url.starts_with('/') && !url.starts_with("//") => url,
         None => return None,
     };
-    if path.starts_with(base) { None } else { Some(format!("{base}{}{path}", if path.starts_with('/') { "" } else { "/" })) }
+    if path.starts_with(base) {
+        None
+    } else {
+        Some(format!("{base}{}{path}", if path.starts_with('/') { "" } else { "/" }))
+    }
 }
 
 fn links(page: &str, base: &str, target: &Target) -> String {

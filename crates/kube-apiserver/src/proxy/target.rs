@@ -49,8 +49,10 @@ pub fn container(pod: &Value, named: Option<&str>, logs: bool) -> Result<String,
     if let Some(default) = default.filter(|d| containers.contains(d)) {
         return Ok(default.to_owned());
     }
-    let mut message =
-        format!("a container name must be specified for pod {name}, choose one of: [{}]", containers.join(" "));
+    let mut message = format!(
+        "a container name must be specified for pod {name}, choose one of: [{}]",
+        containers.join(" ")
+    );
     if !inits.is_empty() {
         message.push_str(&format!(" or one of the init containers: [{}]", inits.join(" ")));
     }
@@ -141,7 +143,9 @@ pub fn service(registry: &Registry, info: &RequestInfo) -> Result<Target, Status
         Some(p) => ports
             .iter()
             .find(|s| s["port"].as_u64().is_some_and(|n| n.to_string() == p) || s["name"] == p)
-            .ok_or_else(|| Status::service_unavailable(format!("no service port {p:?} found for service {name:?}")))?,
+            .ok_or_else(|| {
+                Status::service_unavailable(format!("no service port {p:?} found for service {name:?}"))
+            })?,
         None if ports.len() == 1 => &ports[0],
         None => ports
             .iter()
@@ -207,6 +211,9 @@ mod tests {
             container(&two, None, true).unwrap_err().message,
             "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"
         );
-        assert_eq!(container(&one, Some("x"), true).unwrap_err().message, "container x is not valid for pod p");
+        assert_eq!(
+            container(&one, Some("x"), true).unwrap_err().message,
+            "container x is not valid for pod p"
+        );
     }
 }

@@ -162,8 +162,7 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
         super::output::to_storage(entry, &mut object)?;
         Ok((object, Vec::new()))
     };
-    // Upstream writes the object itself, with the scale's own strategy being the main one.
-    let written = handler::change_stored(registry, entry, call, "", Change::With(&compute)).await?;
+    let written = handler::change_stored(registry, entry, call, "scale", Change::With(&compute)).await?;
     Ok(respond::value(StatusCode::OK, &shown(&written.object)?, show.accept))
 }
 

@@ -394,10 +394,10 @@ impl Write<'_> {
             }
             entry.strategy.validate_update(&new, old)
         } else {
-            if let Some(custom) = &entry.custom {
-                custom.prepare_for_status_update(&mut new, old);
-            } else {
-                entry.strategy.prepare_for_subresource_update(self.subresource, &mut new, old);
+            match &entry.custom {
+                Some(custom) if self.subresource == "scale" => custom.prepare_for_update(&mut new, old),
+                Some(custom) => custom.prepare_for_status_update(&mut new, old),
+                None => entry.strategy.prepare_for_subresource_update(self.subresource, &mut new, old),
             }
             entry.strategy.validate_subresource_update(self.subresource, &new, old)
         };
