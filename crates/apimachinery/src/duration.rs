@@ -96,7 +96,7 @@ pub fn human(duration: Duration) -> String {
     match () {
         () if s < 120 => format!("{s}s"),
         () if m < 10 => {
-            if s % 60 == 0 {
+            if s.is_multiple_of(60) {
                 format!("{m}m")
             } else {
                 format!("{m}m{}s", s % 60)
@@ -104,7 +104,7 @@ pub fn human(duration: Duration) -> String {
         }
         () if m < 180 => format!("{m}m"),
         () if h < 8 => {
-            if m % 60 == 0 {
+            if m.is_multiple_of(60) {
                 format!("{h}h")
             } else {
                 format!("{h}h{}m", m % 60)
@@ -112,7 +112,7 @@ pub fn human(duration: Duration) -> String {
         }
         () if h < 48 => format!("{h}h"),
         () if h < 24 * 8 => {
-            if h % 24 == 0 {
+            if h.is_multiple_of(24) {
                 format!("{}d", h / 24)
             } else {
                 format!("{}d{}h", h / 24, h % 24)

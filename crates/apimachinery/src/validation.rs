@@ -432,11 +432,7 @@ mod tests {
             (qualified_name, &["a", "A_b.c", "x.y/Z"], &["", "/a", "a/", "a/b/c", "-a", "A.b/c"]),
             (label_value, &["", "a", "A_b.c-1"], &["-a", "a/b", "a "]),
             (port_name, &["http", "a-1"], &["", "1", "a--b", "-a", "abcdefghijklmnop", "A"]),
-            (
-                config_map_key,
-                &["a.b", "_x", "..a"].as_slice().split_last().unwrap().1,
-                &["", ".", "..", "..a", "a/b"],
-            ),
+            (config_map_key, &["a.b", "_x"], &["", ".", "..", "..a", "a/b"]),
             (percent, &["1%", "200%"], &["", "%", "1", "a%"]),
             (env_var_name, &["A", "a b", "1"], &["", "a=b", "é"]),
             (strict_env_var_name, &["A", "a.b-c"], &["", "1a", "a b"]),

@@ -134,31 +134,34 @@ impl<'a> Reader<'a> {
             self.literal("null")?;
             return Ok(if schema.is_custom() { Some(Value::Null) } else { None });
         }
-        let fits = match (&schema.kind, first) {
-            (Kind::Object(_) | Kind::Map(_) | Kind::FieldsV1, Some(b'{')) | (Kind::List(..), Some(b'[')) => {
-                true
-            }
-            (
-                Kind::String
-                | Kind::Bytes
-                | Kind::Time
-                | Kind::MicroTime
-                | Kind::Duration
-                | Kind::Quantity
-                | Kind::IntOrString,
-                Some(b'"'),
-            ) => true,
-            (Kind::Bool, Some(b't' | b'f')) => true,
-            (
-                Kind::Int32 | Kind::Int64 | Kind::Double | Kind::Quantity | Kind::IntOrString,
-                Some(b'-' | b'0'..=b'9'),
-            ) => true,
-            (
-                Kind::Any | Kind::Raw | Kind::SchemaOrArray | Kind::SchemaOrBool | Kind::SchemaOrStringArray,
-                _,
-            ) => true,
-            _ => false,
-        };
+        let fits = matches!(
+            (&schema.kind, first),
+            (Kind::Object(_) | Kind::Map(_) | Kind::FieldsV1, Some(b'{'))
+                | (Kind::List(..), Some(b'['))
+                | (
+                    Kind::String
+                        | Kind::Bytes
+                        | Kind::Time
+                        | Kind::MicroTime
+                        | Kind::Duration
+                        | Kind::Quantity
+                        | Kind::IntOrString,
+                    Some(b'"'),
+                )
+                | (Kind::Bool, Some(b't' | b'f'))
+                | (
+                    Kind::Int32 | Kind::Int64 | Kind::Double | Kind::Quantity | Kind::IntOrString,
+                    Some(b'-' | b'0'..=b'9'),
+                )
+                | (
+                    Kind::Any
+                        | Kind::Raw
+                        | Kind::SchemaOrArray
+                        | Kind::SchemaOrBool
+                        | Kind::SchemaOrStringArray,
+                    _,
+                )
+        );
         if !fits {
             let start = self.at;
             let found = self.any()?;
