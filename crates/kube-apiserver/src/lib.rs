@@ -8,6 +8,7 @@ pub mod allocators;
 pub mod authentication;
 pub mod authorization;
 pub mod bootstrap;
+pub mod expression;
 pub mod cache;
 pub mod custom;
 pub mod discovery;
