@@ -15,7 +15,8 @@ fn failed(function: &str, message: impl std::fmt::Display) -> ExecutionError {
 
 /// Whether a global function exists; operators always do.
 pub(super) fn exists(env: &Env, name: &str) -> bool {
-    let operator = name.starts_with('_') || name.starts_with('@') || name.starts_with('!') || name.starts_with('-');
+    let operator =
+        name.starts_with('_') || name.starts_with('@') || name.starts_with('!') || name.starts_with('-');
     operator || NAMES.contains(&name) || has_overload(env, name)
 }
 

@@ -59,7 +59,8 @@ impl Program {
         if source.len() > SOURCE_BYTES_MAX {
             return Err(format!("ERROR: <input>:1:1: expression longer than {SOURCE_BYTES_MAX} bytes"));
         }
-        let program = ENVIRONMENT.compile(source).map_err(|e| format!("ERROR: <input>: Syntax error: {e}"))?;
+        let program =
+            ENVIRONMENT.compile(source).map_err(|e| format!("ERROR: <input>: Syntax error: {e}"))?;
         let mut expression = program.expression().clone();
         structs_to_maps(&mut expression);
         let mut scope: Vec<String> = variables.iter().map(|v| (*v).to_owned()).collect();
@@ -106,7 +107,10 @@ pub fn from_json(value: &Value) -> cel::Value {
         Value::Bool(b) => cel::Value::Bool(*b),
         Value::Number(n) => match n.as_i64() {
             Some(i) => cel::Value::Int(i),
-            None => n.as_u64().map(cel::Value::UInt).unwrap_or_else(|| cel::Value::Float(n.as_f64().unwrap_or(0.0))),
+            None => n
+                .as_u64()
+                .map(cel::Value::UInt)
+                .unwrap_or_else(|| cel::Value::Float(n.as_f64().unwrap_or(0.0))),
         },
         Value::String(s) => cel::Value::String(Arc::new(s.clone())),
         Value::Array(items) => cel::Value::List(Arc::new(items.iter().map(from_json).collect())),
@@ -169,7 +173,18 @@ fn structs_to_maps(expression: &mut IdedExpr) {
 
 /// Names of types, which are values too.
 const TYPES: [&str; 12] = [
-    "bool", "bytes", "double", "duration", "dyn", "int", "list", "map", "null_type", "string", "timestamp", "uint",
+    "bool",
+    "bytes",
+    "double",
+    "duration",
+    "dyn",
+    "int",
+    "list",
+    "map",
+    "null_type",
+    "string",
+    "timestamp",
+    "uint",
 ];
 /// Namespaces of functions (`math.greatest`, `optional.of`, …).
 const NAMESPACES: [&str; 5] = ["math", "optional", "base64", "strings", "jsonpatch"];
@@ -191,7 +206,10 @@ fn undeclared(expression: &IdedExpr, scope: &mut Vec<String>) -> Result<(), Stri
             if let Some(target) = &call.target {
                 undeclared(target, scope)?;
             } else if !functions::exists(&ENVIRONMENT, &call.func_name) {
-                return Err(format!("ERROR: <input>: undeclared reference to '{}' (in container '')", call.func_name));
+                return Err(format!(
+                    "ERROR: <input>: undeclared reference to '{}' (in container '')",
+                    call.func_name
+                ));
             }
             call.args.iter().try_for_each(|a| undeclared(a, scope))
         }
