@@ -1,6 +1,6 @@
 //! The apps group.
 
-pub(crate) mod validation;
+mod validation;
 
 use serde_json::{Value, json};
 

@@ -1,13 +1,18 @@
 //! Isopod: Kubernetes in one binary. This crate alone knows all components; it wires them and gives them a command
 //! line.
 
+mod addons;
 mod cli;
+mod down;
 mod images;
 mod leftovers;
+mod local;
+mod node;
 mod pause;
 mod pki;
 mod preflight;
 mod process;
+mod server;
 mod settings;
 mod status;
 mod supervisor;
@@ -26,6 +31,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const WORKERS: usize = 2;
 
 fn main() -> ExitCode {
+    // Called by the runtime under a CNI plugin's name, or with CNI_COMMAND set, this is that plugin.
+    if let Some(plugin) = cni_plugin() {
+        return flannel::cni::main(&plugin);
+    }
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_max_level(cli.log_level)
@@ -47,6 +56,12 @@ fn main() -> ExitCode {
     }
 }
 
+fn cni_plugin() -> Option<String> {
+    std::env::var_os("CNI_COMMAND")?;
+    let program = std::env::args_os().next()?;
+    Some(std::path::Path::new(&program).file_name()?.to_string_lossy().into_owned())
+}
+
 async fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Up(flags) => {
@@ -62,6 +77,7 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
             cli::completions(shell);
             Ok(())
         }
-        Command::Down { .. } | Command::Server(_) => anyhow::bail!("not wired yet"),
+        Command::Server(flags) => server::run(&flags).await,
+        Command::Down { flags, purge } => down::run(&flags, purge).await,
     }
 }

@@ -105,6 +105,27 @@ impl ServerFlags {
         self.data_dir.join("isopod.log")
     }
 
+    /// What flannel is to do on this node.
+    pub fn flannel_config(&self) -> Result<flannel::Config> {
+        let IpNet::V4(cluster_cidr) = self.cluster_cidr else {
+            bail!(
+                "--cluster-cidr {} is no IPv4 range, and flannel serves IPv4 only so far",
+                self.cluster_cidr
+            )
+        };
+        let mut config = flannel::Config::new(self.node_name()?, cluster_cidr);
+        config.backend = match self.flannel_backend.as_str() {
+            "vxlan" => flannel::Backend::default(),
+            "host-gw" => flannel::Backend::HostGw,
+            other => bail!("--flannel-backend {other}: choose vxlan or host-gw"),
+        };
+        config.cni_bin_dir = self.data_dir.join("cni/bin");
+        config.cni_conf_dir = self.data_dir.join("cni/net.d");
+        config.cni_state_dir = self.data_dir.join("cni");
+        config.subnet_env = self.run_dir.join("flannel/subnet.env");
+        Ok(config)
+    }
+
     /// Where local clients reach the API server.
     pub fn local_url(&self) -> String {
         let host = match self.bind_address {

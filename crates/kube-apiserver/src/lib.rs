@@ -11,7 +11,6 @@ pub mod bootstrap;
 pub mod cache;
 pub mod custom;
 pub mod discovery;
-pub mod expression;
 mod flags;
 pub mod http;
 pub mod metrics;

@@ -1,6 +1,7 @@
 //! What the controller manager can be told.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -31,6 +32,19 @@ pub struct Config {
     pub concurrent_gc_syncs: usize,
     /// Names this process among the candidates for leader.
     pub identity: String,
+    /// Gives each controller a client of its own service account, named here without its namespace (kube-system);
+    /// `None` lets all act as the controller manager.
+    pub credentials: Option<Credentials>,
+}
+
+/// From a service account's name to a client that acts as it.
+#[derive(Clone)]
+pub struct Credentials(pub Arc<dyn Fn(&str) -> client::Client + Send + Sync>);
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credentials")
+    }
 }
 
 impl Default for Config {
@@ -55,6 +69,7 @@ impl Default for Config {
             node_eviction_rate: 0.1,
             concurrent_gc_syncs: 20,
             identity: format!("{}_{}", hostname(), apimachinery::names::uid()),
+            credentials: None,
         }
     }
 }

@@ -12,6 +12,6 @@ mod root_ca;
 mod serviceaccount;
 mod support;
 
-pub use config::{Config, Flags};
+pub use config::{Config, Credentials, Flags};
 pub(crate) use manager::Context;
 pub use manager::run;

@@ -73,13 +73,45 @@ pub async fn run(mut config: Config, client: Client, shutdown: CancellationToken
     Ok(())
 }
 
+/// The service account in kube-system whose role a controller acts under (upstream's bootstrap policy). Most are
+/// named as the controller.
+fn service_account(controller: &'static str) -> &'static str {
+    match controller {
+        "serviceaccount-controller" => "service-account-controller",
+        "root-ca-certificate-publisher-controller" => "root-ca-cert-publisher",
+        "replicationcontroller-controller" => "replication-controller",
+        "endpoints-controller" => "endpoint-controller",
+        "endpointslice-mirroring-controller" => "endpointslicemirroring-controller",
+        "garbage-collector-controller" => "generic-garbage-collector",
+        "pod-garbage-collector-controller" => "pod-garbage-collector",
+        "node-ipam-controller" | "node-lifecycle-controller" | "taint-eviction-controller" => {
+            "node-controller"
+        }
+        "daemonset-controller" => "daemon-set-controller",
+        "horizontal-pod-autoscaler-controller" => "horizontal-pod-autoscaler",
+        "persistentvolume-binder-controller" => "persistent-volume-binder",
+        "persistentvolumeclaim-protection-controller" => "pvc-protection-controller",
+        "persistentvolume-protection-controller" => "pv-protection-controller",
+        "persistentvolume-attach-detach-controller" => "attachdetach-controller",
+        "persistentvolume-expander-controller" => "expand-controller",
+        "certificatesigningrequest-signing-controller"
+        | "certificatesigningrequest-approving-controller"
+        | "certificatesigningrequest-cleaner-controller" => "certificate-controller",
+        same => same,
+    }
+}
+
 async fn run_all(ctx: Context) {
     let mut running = JoinSet::new();
     for (name, start) in CONTROLLERS {
         if !ctx.config.enables(name, true) {
             continue;
         }
-        let controller = start(ctx.clone());
+        let ctx = match &ctx.config.credentials {
+            Some(credentials) => Context { client: (credentials.0)(service_account(name)), ..ctx.clone() },
+            None => ctx.clone(),
+        };
+        let controller = start(ctx);
         running.spawn(async move {
             if let Err(error) = controller.await {
                 tracing::error!(controller = name, error = format!("{error:#}"), "controller failed");

@@ -1,0 +1,198 @@
+//! `isopod server`: every component in one process, wired.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use apimachinery::user::{SYSTEM_MASTERS, UserInfo};
+use client::{Client, Informers};
+use etcd::{Directory, Engine, Options};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::local::Local;
+use crate::pki::{self, Pki, Subject};
+use crate::settings::ServerFlags;
+use crate::supervisor::Supervisor;
+use crate::{node, preflight, process};
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(flags: &ServerFlags) -> Result<()> {
+    let started = Instant::now();
+    preflight::check(flags)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    process::write_pid_file(&flags.pid_file())?;
+    let outcome = serve(flags, started, async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+    .await;
+    let _ = std::fs::remove_file(flags.pid_file());
+    outcome
+}
+
+async fn serve(flags: &ServerFlags, started: Instant, stop: impl Future<Output = ()>) -> Result<()> {
+    let node_ip = flags.node_ip()?;
+    let node_name = flags.node_name()?;
+    let pki = Pki::open(&flags.pki_dir())?;
+    let store_dir = flags.data_dir.join("etcd");
+    let directory = Directory::open(&store_dir).with_context(|| format!("open {}", store_dir.display()))?;
+    let options = Options { sync: flags.durable_writes, ..Options::default() };
+    let store = Engine::open(Arc::new(directory), options).context("open the store")?;
+
+    let (handle, prepared) = kube_apiserver::prepare(apiserver_config(flags, &pki, &store, node_ip)?).await?;
+    let apiserver_shutdown = CancellationToken::new();
+    let apiserver = tokio::spawn(prepared.run(apiserver_shutdown.clone()));
+    let leases = {
+        let (store, shutdown) = (store.clone(), apiserver_shutdown.clone());
+        tokio::spawn(async move { store.run_leases(shutdown.cancelled_owned()).await })
+    };
+    write_kubeconfig(flags, &pki)?;
+    handle.ready().await;
+    tracing::info!(address = %handle.address(), ms = started.elapsed().as_millis() as u64, "API server is ready");
+
+    let informers_shutdown = CancellationToken::new();
+    let informers = Informers::new(informers_shutdown.clone());
+    let local = Local::new(handle, informers.clone());
+    let mut components = Supervisor::default();
+    start_control_plane(&mut components, flags, &pki, &local)?;
+    if !flags.disable_agent {
+        node::start(&mut components, flags, &pki, &local, &node_name, node_ip)?;
+    }
+
+    tokio::pin!(stop);
+    let mut apiserver = apiserver;
+    let failed = tokio::select! {
+        () = &mut stop => None,
+        ended = &mut apiserver => Some(ended),
+    };
+    tracing::info!("stopping");
+    components.stop().await;
+    informers_shutdown.cancel();
+    informers.shutdown(std::time::Duration::from_secs(5)).await;
+    apiserver_shutdown.cancel();
+    let ended = match failed {
+        Some(ended) => ended,
+        None => apiserver.await,
+    };
+    let _ = leases.await;
+    ended.context("the API server crashed")?
+}
+
+fn apiserver_config(
+    flags: &ServerFlags,
+    pki: &Pki,
+    store: &Engine,
+    node_ip: IpAddr,
+) -> Result<kube_apiserver::Config> {
+    let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
+        .map(String::from)
+        .to_vec();
+    names.push(format!("kubernetes.default.svc.{}", flags.cluster_domain));
+    names.push(flags.node_name()?);
+    let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), flags.api_service_ip()?, node_ip];
+    if !flags.bind_address.is_unspecified() {
+        addresses.push(flags.bind_address);
+    }
+    for san in &flags.tls_san {
+        match san.parse() {
+            Ok(address) => addresses.push(address),
+            Err(_) => names.push(san.clone()),
+        }
+    }
+    let serving = pki.leaf(
+        "apiserver",
+        &Subject {
+            common_name: "kube-apiserver",
+            dns_names: &names,
+            addresses: &addresses,
+            server: true,
+            ..Subject::default()
+        },
+    )?;
+    let kubelet_client = pki.leaf(
+        "apiserver-kubelet-client",
+        &Subject {
+            common_name: "kube-apiserver-kubelet-client",
+            organizations: &[SYSTEM_MASTERS],
+            ..Subject::default()
+        },
+    )?;
+    let mut config = kube_apiserver::Config::new(
+        Arc::new(store.clone()),
+        serving.certificate.into_bytes(),
+        serving.key.into_bytes(),
+    );
+    config.bind_address = flags.bind_address;
+    config.secure_port = flags.https_listen_port;
+    let security = &mut config.security;
+    security.client_ca = Some(pki.ca_certificate().as_bytes().to_vec());
+    security.request_header_ca = Some(pki.front_proxy_ca_certificate().as_bytes().to_vec());
+    security.service_account_signing_key = Some(pki.service_account_key()?.into_bytes());
+    security.service_account_issuers =
+        vec![format!("https://kubernetes.default.svc.{}", flags.cluster_domain)];
+    security.service_cidrs = vec![flags.service_cidr];
+    security.advertise_address = node_ip;
+    config.kubelet.certificate = Some(kubelet_client.certificate.into_bytes());
+    config.kubelet.key = Some(kubelet_client.key.into_bytes());
+    config.kubelet.ca = Some(pki.ca_certificate().as_bytes().to_vec());
+    Ok(config)
+}
+
+fn write_kubeconfig(flags: &ServerFlags, pki: &Pki) -> Result<()> {
+    let subject =
+        Subject { common_name: "isopod-admin", organizations: &[SYSTEM_MASTERS], ..Subject::default() };
+    let admin = pki.leaf("admin", &subject)?;
+    let text = pki::kubeconfig(&flags.local_url(), pki.ca_certificate(), "isopod-admin", &admin);
+    if let Some(parent) = flags.write_kubeconfig.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+    }
+    pki::write_private(&flags.write_kubeconfig, &text)
+}
+
+pub fn component(local: &Local, user: &str, groups: &[&str], agent: &str) -> Client {
+    local.client(UserInfo::new(user, groups), agent)
+}
+
+/// Clients that act as service accounts of kube-system.
+pub fn service_account_clients(local: &Local) -> impl Fn(&str) -> Client + Send + Sync + use<> {
+    let local = local.clone();
+    move |account| {
+        let user = format!("system:serviceaccount:kube-system:{account}");
+        let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+        component(&local, &user, &groups, account)
+    }
+}
+
+fn start_control_plane(
+    components: &mut Supervisor,
+    flags: &ServerFlags,
+    pki: &Pki,
+    local: &Local,
+) -> Result<()> {
+    let client = component(local, "system:kube-controller-manager", &[], "kube-controller-manager");
+    let config = kube_controller_manager::Config {
+        cluster_cidrs: vec![flags.cluster_cidr],
+        service_cidrs: vec![flags.service_cidr],
+        allocate_node_cidrs: true,
+        leader_elect: false,
+        root_ca: Some(pki.ca_certificate().to_owned()),
+        service_account_private_key_file: Some(pki.path("sa.key")),
+        cluster_signing_cert_file: Some(pki.path("ca.crt")),
+        cluster_signing_key_file: Some(pki.path("ca.key")),
+        credentials: Some(kube_controller_manager::Credentials(Arc::new(service_account_clients(local)))),
+        ..Default::default()
+    };
+    components.keep_running("kube-controller-manager", move |shutdown| {
+        kube_controller_manager::run(config.clone(), client.clone(), shutdown)
+    });
+    let client = component(local, "system:kube-scheduler", &[], "kube-scheduler");
+    components.keep_running("kube-scheduler", move |shutdown| {
+        kube_scheduler::run(kube_scheduler::Config::default(), client.clone(), shutdown)
+    });
+    Ok(())
+}
