@@ -5,6 +5,7 @@ mod config;
 mod deployment;
 mod endpoints;
 mod endpointslice;
+mod garbagecollector;
 mod manager;
 mod namespace;
 mod replicaset;

@@ -37,6 +37,7 @@ const CONTROLLERS: &[(&str, Start)] = controllers! {
     "replicaset-controller" => crate::replicaset::run_replica_sets,
     "replicationcontroller-controller" => crate::replicaset::run_replication_controllers,
     "deployment-controller" => crate::deployment::run,
+    "garbage-collector-controller" => crate::garbagecollector::run,
     "endpoints-controller" => crate::endpoints::run,
     "endpointslice-controller" => crate::endpointslice::run,
 };

@@ -1,6 +1,7 @@
 //! What several controllers share.
 
 pub(crate) mod discovery;
+pub(crate) mod dynamic;
 pub(crate) mod errors;
 pub(crate) mod expectations;
 pub(crate) mod ownership;
