@@ -8,10 +8,14 @@ mod endpointslice;
 mod garbagecollector;
 mod manager;
 mod namespace;
+mod nodeipam;
+mod nodelifecycle;
+mod podgc;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
 mod support;
+mod tainteviction;
 
 pub use config::{Config, Credentials, Flags};
 pub(crate) use manager::Context;

@@ -38,6 +38,10 @@ const CONTROLLERS: &[(&str, Start)] = controllers! {
     "replicationcontroller-controller" => crate::replicaset::run_replication_controllers,
     "deployment-controller" => crate::deployment::run,
     "garbage-collector-controller" => crate::garbagecollector::run,
+    "node-lifecycle-controller" => crate::nodelifecycle::run,
+    "node-ipam-controller" => crate::nodeipam::run,
+    "taint-eviction-controller" => crate::tainteviction::run,
+    "pod-garbage-collector-controller" => crate::podgc::run,
     "endpoints-controller" => crate::endpoints::run,
     "endpointslice-controller" => crate::endpointslice::run,
 };

@@ -74,3 +74,34 @@ pub(crate) fn deletion_cost(pod: &Pod) -> i32 {
     let cost = pod.metadata.annotations.as_ref().and_then(|a| a.get(DELETION_COST));
     cost.and_then(|c| c.parse().ok()).unwrap_or(0)
 }
+
+/// Index by the node a pod is on.
+pub(crate) const NODE_INDEX: &str = "pod-node";
+
+/// Makes `by_index(NODE_INDEX, node)` possible on an informer of pods.
+pub(crate) fn index_by_node(pods: &client::RawInformer) {
+    pods.add_index(NODE_INDEX, |pod| {
+        let node = pod.attributes.field("spec.nodeName").filter(|n| !n.is_empty());
+        node.map(|n| vec![n.to_owned()]).unwrap_or_default()
+    });
+}
+
+/// Adds or changes one condition of a pod by patch.
+pub(crate) async fn patch_condition(
+    ctx: &crate::Context,
+    pod: &apimachinery::object::Encoded,
+    mut status: serde_json::Value,
+    condition: (&str, &str, &str, &str),
+) -> kube::Result<()> {
+    use crate::support::errors::IgnoreNotFound;
+    use kube::api::{Patch, PatchParams};
+    let (kind, value, reason, message) = condition;
+    status["conditions"] = serde_json::json!([{"type": kind, "status": value, "reason": reason, "message": message,
+        "lastTransitionTime": ctx.clock.now_rfc3339()}]);
+    let patch = serde_json::json!({"metadata": {"uid": pod.uid()}, "status": status});
+    let api = ctx.client.namespaced::<Pod>(pod.namespace());
+    api.patch_status(pod.name(), &PatchParams::default(), &Patch::Strategic(patch))
+        .await
+        .ignore_not_found()?;
+    Ok(())
+}
