@@ -17,5 +17,6 @@ pub mod resources;
 pub mod schema;
 pub mod selector;
 pub mod status;
+pub mod structural;
 pub mod user;
 pub mod validation;
