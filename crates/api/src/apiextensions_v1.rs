@@ -1,5 +1,7 @@
 //! Custom resource definitions.
 
+mod validation;
+
 use serde_json::Value;
 
 use crate::strategy::{Rules, SPEC_AND_METADATA, WITH_STATUS};
@@ -10,6 +12,8 @@ pub const GROUP: &str = "apiextensions.k8s.io";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "customresourcedefinitions",
+    validate: validation::definition,
+    validate_update: validation::definition_update,
     defaults,
     namespaced: false,
     unconditional_update: false,

@@ -1,5 +1,7 @@
 //! Ingresses, network policies, service CIDRs and IP addresses.
 
+mod validation;
+
 use serde_json::Value;
 
 use crate::strategy::{DEFAULT, Rules, WITH_STATUS};
@@ -11,6 +13,9 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "ingresses",
+        validate: validation::ingress_create,
+        validate_update: |new, _| validation::ingress_spec(new),
+        validate_status_update: validation::ingress_status,
         generation: &["spec"],
         prepare_for_create: |ingress| ingress.put("status", serde_json::json!({"loadBalancer": {}})),
         ..WITH_STATUS
@@ -18,6 +23,8 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "ingressclasses",
+        validate: validation::ingress_class,
+        validate_update: validation::ingress_class_update,
         defaults: ingress_class_defaults,
         namespaced: false,
         generation: &["spec"],
@@ -26,6 +33,8 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "networkpolicies",
+        validate: validation::network_policy,
+        validate_update: |new, _| validation::network_policy(new),
         defaults: network_policy_defaults,
         generation: &["spec"],
         ..DEFAULT
@@ -33,11 +42,21 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "servicecidrs",
+        validate: validation::service_cidr,
+        validate_update: validation::service_cidr_update,
         namespaced: false,
         status_keeps_metadata: true,
         ..WITH_STATUS
     },
-    Rules { group: GROUP, resource: "ipaddresses", namespaced: false, ..DEFAULT },
+    Rules {
+        group: GROUP,
+        resource: "ipaddresses",
+        name: validation::ip_name,
+        validate: validation::ip_address,
+        validate_update: validation::ip_address_update,
+        namespaced: false,
+        ..DEFAULT
+    },
 ];
 
 fn ingress_class_defaults(class: &mut Value) {
