@@ -87,6 +87,9 @@ fn main() {
     measure("encode protobuf", || {
         black_box(protobuf::encode(&pod, schema));
     });
+    measure("JSON to protobuf, straight", || {
+        black_box(protobuf::transcode_json(&text, schema).is_ok());
+    });
     measure("clone", || {
         black_box(pod.clone());
     });

@@ -95,6 +95,9 @@ proptest! {
         prop_assert_eq!(&codec::normalize(&value, schema, Strictness::Strict).unwrap().value, &value);
         let bytes = protobuf::encode(&value, schema);
         let mut decoded = codec::decode(&bytes, MediaType::Protobuf, schema, Strictness::Strict).unwrap().value;
+        // Straight from JSON it is the same message, if not the same bytes.
+        let straight = protobuf::transcode_json(&codec::encode_json(&value), schema).unwrap();
+        prop_assert_eq!(&protobuf::decode(&straight, schema).unwrap(), &decoded);
         // Protobuf cannot tell an empty list or map from none.
         let mut value = value;
         drop_empty(&mut value, schema);

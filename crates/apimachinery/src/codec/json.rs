@@ -68,7 +68,7 @@ enum Segment<'a> {
     Index(usize),
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     text: &'a str,
     bytes: &'a [u8],
     at: usize,
@@ -82,7 +82,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(text: &'a str, complain: bool, canonical: bool) -> Reader<'a> {
+    pub(super) fn new(text: &'a str, complain: bool, canonical: bool) -> Reader<'a> {
         Reader {
             text,
             bytes: text.as_bytes(),
@@ -96,17 +96,17 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn peek(&self) -> Option<u8> {
+    pub(super) fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
 
-    fn blanks(&mut self) {
+    pub(super) fn blanks(&mut self) {
         while let Some(b' ' | b'\n' | b'\t' | b'\r') = self.peek() {
             self.at += 1;
         }
     }
 
-    fn end(&mut self) -> Result<()> {
+    pub(super) fn end(&mut self) -> Result<()> {
         self.blanks();
         match self.peek() {
             None => Ok(()),
@@ -122,9 +122,81 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn deeper(&mut self) -> Result<()> {
+    pub(super) fn deeper(&mut self) -> Result<()> {
         self.depth += 1;
         if self.depth > MAX_DEPTH { Err(DecodeError::new("exceeded max depth")) } else { Ok(()) }
+    }
+
+    pub(super) fn shallower(&mut self) {
+        self.depth -= 1;
+    }
+
+    /// Opens an object or a list; `false` if it is empty, and then it is closed as well.
+    pub(super) fn open(&mut self, bracket: u8) -> Result<bool> {
+        if self.peek() != Some(bracket) {
+            return Err(self.unexpected("looking for beginning of object or array"));
+        }
+        self.at += 1;
+        self.blanks();
+        // `]` and `}` are each two above their opening brackets in ASCII.
+        if self.peek() == Some(bracket + 2) {
+            self.at += 1;
+            self.depth -= 1;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// A string; anything else is passed over and is empty.
+    pub(super) fn any_string(&mut self) -> Result<String> {
+        if self.peek() == Some(b'"') {
+            return Ok(self.string()?.into_owned());
+        }
+        self.skip()?;
+        Ok(String::new())
+    }
+
+    /// The text of the next value.
+    pub(super) fn raw(&mut self) -> Result<&'a str> {
+        let start = self.at;
+        self.skip()?;
+        Ok(&self.text[start..self.at])
+    }
+
+    /// Passes over a value.
+    pub(super) fn skip(&mut self) -> Result<()> {
+        match self.peek() {
+            Some(b'{') => {
+                self.deeper()?;
+                if self.open(b'{')? {
+                    loop {
+                        self.key()?;
+                        self.skip()?;
+                        if self.after_member(b'}', "after object key:value pair")? {
+                            break;
+                        }
+                    }
+                    self.depth -= 1;
+                }
+                Ok(())
+            }
+            Some(b'[') => {
+                self.deeper()?;
+                if self.open(b'[')? {
+                    loop {
+                        self.blanks();
+                        self.skip()?;
+                        if self.after_member(b']', "after array element")? {
+                            break;
+                        }
+                    }
+                    self.depth -= 1;
+                }
+                Ok(())
+            }
+            Some(b'"') => self.string().map(|_| ()),
+            _ => self.any().map(|_| ()),
+        }
     }
 
     /// The value of a schema; `None` where it is null and Go would see nothing.
@@ -390,7 +462,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a key and the colon; leaves the reader at the value.
-    fn key(&mut self) -> Result<Cow<'a, str>> {
+    pub(super) fn key(&mut self) -> Result<Cow<'a, str>> {
         self.blanks();
         if self.peek() != Some(b'"') {
             return Err(self.unexpected("looking for beginning of object key string"));
@@ -406,7 +478,7 @@ impl<'a> Reader<'a> {
     }
 
     /// After an element: whether the object or array ends here.
-    fn after_member(&mut self, close: u8, context: &str) -> Result<bool> {
+    pub(super) fn after_member(&mut self, close: u8, context: &str) -> Result<bool> {
         self.blanks();
         match self.peek() {
             Some(b',') => {
@@ -421,7 +493,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn any(&mut self) -> Result<Value> {
+    pub(super) fn any(&mut self) -> Result<Value> {
         match self.peek() {
             Some(b'{') => {
                 self.deeper()?;
@@ -476,7 +548,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn boolean(&mut self) -> Result<bool> {
+    pub(super) fn boolean(&mut self) -> Result<bool> {
         if self.peek() == Some(b't') {
             self.literal("true")?;
             Ok(true)
@@ -486,7 +558,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn literal(&mut self, word: &str) -> Result<()> {
+    pub(super) fn literal(&mut self, word: &str) -> Result<()> {
         for (i, expected) in word.char_indices() {
             if self.peek() != Some(expected as u8) {
                 return Err(self.unexpected(&format!("in literal {word} (expecting '{}')", &word[i..=i])));
@@ -496,7 +568,7 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn number(&mut self) -> Result<&'a str> {
+    pub(super) fn number(&mut self) -> Result<&'a str> {
         let start = self.at;
         let digits = |reader: &mut Self| {
             let from = reader.at;
@@ -560,7 +632,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A string, from its opening quote.
-    fn string(&mut self) -> Result<Cow<'a, str>> {
+    pub(super) fn string(&mut self) -> Result<Cow<'a, str>> {
         self.at += 1;
         let start = self.at;
         while let Some(b) = self.peek() {

@@ -7,6 +7,7 @@
 pub mod json;
 pub mod protobuf;
 mod time;
+mod transcode;
 mod yaml;
 
 use serde_json::Value;

@@ -434,26 +434,31 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn put_number(out: &mut Vec<u8>, number: u8, value: u64) {
+pub(super) fn put_number(out: &mut Vec<u8>, number: u8, value: u64) {
     put_varint(out, u64::from(number) << 3 | VARINT);
     put_varint(out, value);
 }
 
-fn put_bytes(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
+pub(super) fn put_bytes(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
     put_varint(out, u64::from(number) << 3 | BYTES);
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
-/// A message whose length is known only once it is written.
-fn put_message(out: &mut Vec<u8>, number: u8, write: impl FnOnce(&mut Vec<u8>)) {
+pub(super) fn put_double(out: &mut Vec<u8>, number: u8, value: f64) {
+    put_varint(out, u64::from(number) << 3 | FIXED64);
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+pub(super) fn put_tag(out: &mut Vec<u8>, number: u8) {
     put_varint(out, u64::from(number) << 3 | BYTES);
-    let at = out.len();
-    out.push(0);
-    write(out);
-    let mut length = out.len() - at - 1;
+}
+
+/// Writes the length of what follows `start` into the byte before it, moving things along where one byte will not do.
+pub(super) fn put_length(out: &mut Vec<u8>, start: usize) {
+    let mut length = out.len() - start;
     if length < 0x80 {
-        out[at] = length as u8;
+        out[start - 1] = length as u8;
         return;
     }
     let mut bytes: SmallVec<[u8; 10]> = SmallVec::new();
@@ -462,7 +467,16 @@ fn put_message(out: &mut Vec<u8>, number: u8, write: impl FnOnce(&mut Vec<u8>)) 
         length >>= 7;
     }
     bytes.push(length as u8);
-    out.splice(at..=at, bytes);
+    out.splice(start - 1..start, bytes);
+}
+
+/// A message whose length is known only once it is written.
+fn put_message(out: &mut Vec<u8>, number: u8, write: impl FnOnce(&mut Vec<u8>)) {
+    put_tag(out, number);
+    out.push(0);
+    let start = out.len();
+    write(out);
+    put_length(out, start);
 }
 
 /// Puts a message into the envelope.
@@ -492,10 +506,18 @@ pub fn encode_message(value: &Value, schema: &Schema) -> Vec<u8> {
     out
 }
 
-/// From JSON to protobuf in its envelope.
+/// From JSON to protobuf in its envelope, in one pass.
 pub fn transcode_json(json: &[u8], schema: &Schema) -> Result<Vec<u8>> {
-    let value: Value = serde_json::from_slice(json).map_err(|e| DecodeError::new(e.to_string()))?;
-    Ok(encode(&value, schema))
+    let mut message = Vec::with_capacity(json.len());
+    let (api_version, kind) = super::transcode::message(json, schema, &mut message)?;
+    Ok(wrap(&api_version, &kind, &message))
+}
+
+/// From JSON to a message without envelope, such as an item of a list.
+pub fn transcode_message(json: &[u8], schema: &Schema) -> Result<Vec<u8>> {
+    let mut message = Vec::with_capacity(json.len());
+    super::transcode::message(json, schema, &mut message)?;
+    Ok(message)
 }
 
 /// A list in its envelope from items that are messages already ([`encode_message`]). `list_meta` is the `metadata`.
@@ -594,7 +616,7 @@ fn put_present(out: &mut Vec<u8>, present: &[(&Field, &Value)], level: usize) {
     }
 }
 
-fn put_value(out: &mut Vec<u8>, number: u8, value: &Value, schema: &Schema) {
+pub(super) fn put_value(out: &mut Vec<u8>, number: u8, value: &Value, schema: &Schema) {
     match (&schema.kind, value) {
         (Kind::List(items, _), Value::Array(list)) => {
             if schema.message() {
@@ -618,8 +640,7 @@ fn put_value(out: &mut Vec<u8>, number: u8, value: &Value, schema: &Schema) {
             put_number(out, number, n.as_i64().unwrap_or_default() as u64);
         }
         (Kind::Double, Value::Number(n)) => {
-            put_varint(out, u64::from(number) << 3 | FIXED64);
-            out.extend_from_slice(&n.as_f64().unwrap_or_default().to_le_bytes());
+            put_double(out, number, n.as_f64().unwrap_or_default());
         }
         (Kind::Bytes, Value::String(s)) => put_bytes(out, number, &BASE64.decode(s).unwrap_or_default()),
         (Kind::Quantity, Value::String(s)) => put_message(out, number, |out| put_bytes(out, 1, s.as_bytes())),
@@ -627,9 +648,9 @@ fn put_value(out: &mut Vec<u8>, number: u8, value: &Value, schema: &Schema) {
             put_message(out, number, |out| put_bytes(out, 1, n.to_string().as_bytes()));
         }
         (Kind::Time | Kind::MicroTime, Value::String(s)) => put_message(out, number, |out| {
-            if let Some(at) = time::parse(s) {
-                put_number(out, 1, at.as_second() as u64);
-                put_number(out, 2, i64::from(at.subsec_nanosecond()) as u64);
+            if let Some((seconds, nanos)) = time::seconds(s) {
+                put_number(out, 1, seconds as u64);
+                put_number(out, 2, i64::from(nanos) as u64);
             }
         }),
         (Kind::Duration, Value::String(s)) => put_message(out, number, |out| {

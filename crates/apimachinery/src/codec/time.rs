@@ -30,6 +30,11 @@ pub(crate) fn micro_time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 
+/// Seconds since 1970 and nanoseconds beyond them.
+pub(crate) fn seconds(text: &str) -> Option<(i64, i32)> {
+    parse(text).map(|at| (at.as_second(), at.subsec_nanosecond()))
+}
+
 pub(crate) fn parse(text: &str) -> Option<Timestamp> {
     // Go wants the capital letters, a full date and an offset; jiff takes more.
     if text.as_bytes().get(10) != Some(&b'T') || text.contains('[') {
