@@ -55,11 +55,12 @@ pub fn generate(table: &str) -> String {
             at += 1;
         }
         let count = at - first;
+        let (numbers, always) = indexes(&rows[first..at]);
         let flags = if column(3) == "a" { "ATOMIC" } else { "0" };
         writeln!(
             out,
             "static F{index}: [Field; {count}] = [\n{fields}];\nstatic T{index}: Schema = Schema::named({:?}, {:?}, \
-             {flags}, &F{index});",
+             {flags}, &F{index}, &{numbers:?}, &{always:?});",
             head[1], head[2]
         )
         .expect("a String takes all");
@@ -83,6 +84,34 @@ pub fn generate(table: &str) -> String {
     }
     out.push_str("];\n");
     out
+}
+
+/// By (outermost) protobuf number, the index plus one of a field that has it; and the indexes of the fields that Go
+/// always writes.
+fn indexes(rows: &[Vec<&str>]) -> (Vec<u8>, Vec<u8>) {
+    let (mut numbers, mut always) = (vec![0u8], vec![]);
+    for (i, row) in rows.iter().enumerate() {
+        let column = |i: usize| row.get(i).copied().unwrap_or("");
+        let Some(number) = column(3).split('.').next().and_then(|n| n.parse::<usize>().ok()) else {
+            continue;
+        };
+        if numbers.len() <= number {
+            numbers.resize(number + 1, 0);
+        }
+        let i = u8::try_from(i).expect("few fields");
+        numbers[number] = i + 1;
+        let flags = column(2);
+        // A Quantity is a struct in Go, so `omitempty` does not leave it out.
+        let written = match column(1).as_bytes()[0] {
+            b'@' | b'q' => true,
+            b's' | b'b' | b'i' | b'l' | b'f' => !flags.contains('o'),
+            _ => false,
+        };
+        if written && !flags.contains(['p', 'z']) {
+            always.push(i);
+        }
+    }
+    (numbers, always)
 }
 
 impl<'a> Generator<'a> {

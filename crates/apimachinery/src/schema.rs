@@ -19,6 +19,10 @@ pub struct Schema {
     pub go: &'static str,
     flags: u8,
     default: Option<Box<Value>>,
+    /// By outermost protobuf number, the index plus one of a field that has it.
+    numbers: &'static [u8],
+    /// The fields that Go always writes, by index.
+    always: &'static [u8],
 }
 
 const ATOMIC: u8 = 1;
@@ -169,20 +173,6 @@ impl Field {
         self.flags & OMIT_ZERO != 0
     }
 
-    /// Whether Go always writes the field, and the value it writes where nothing is set is not null.
-    pub(crate) fn always(&self) -> bool {
-        if self.pointer() || self.omit_zero() || self.numbers == [0; 4] {
-            return false;
-        }
-        match self.schema.kind {
-            Kind::Object(_) => true,
-            // A struct in Go, so `omitempty` does not leave it out.
-            Kind::Quantity => true,
-            Kind::String | Kind::Bool | Kind::Int32 | Kind::Int64 | Kind::Double => !self.omit_empty(),
-            _ => false,
-        }
-    }
-
     pub fn default(&self) -> Option<Value> {
         if !self.default.is_empty() {
             return serde_json::from_str(self.default).ok();
@@ -201,11 +191,39 @@ impl Field {
 
 impl Schema {
     const fn make(kind: Kind, name: &'static str, go: &'static str, flags: u8) -> Schema {
-        Schema { kind, name, go, flags, default: None }
+        Schema { kind, name, go, flags, default: None, numbers: &[], always: &[] }
     }
 
-    const fn named(name: &'static str, go: &'static str, flags: u8, fields: &'static [Field]) -> Schema {
-        Schema::make(Kind::Object(Fields::Static(fields)), name, go, flags)
+    const fn named(
+        name: &'static str,
+        go: &'static str,
+        flags: u8,
+        fields: &'static [Field],
+        numbers: &'static [u8],
+        always: &'static [u8],
+    ) -> Schema {
+        Schema { kind: Kind::Object(Fields::Static(fields)), name, go, flags, default: None, numbers, always }
+    }
+
+    /// A field with this outermost protobuf number.
+    pub(crate) fn numbered(&self, number: u64) -> Option<&Field> {
+        let index = *self.numbers.get(usize::try_from(number).ok()?)?;
+        self.fields().get(usize::from(index).checked_sub(1)?)
+    }
+
+    /// Adds what Go always writes.
+    pub(crate) fn fill(&self, object: &mut Map<String, Value>) {
+        let fields = self.fields();
+        for index in self.always {
+            let Some(field) = fields.get(usize::from(*index)) else { continue };
+            if !object.contains_key(&*field.name) {
+                object.insert(field.name.clone().into_owned(), field.schema.zero());
+            }
+        }
+    }
+
+    fn writes_always(&self, index: usize) -> bool {
+        self.always.iter().any(|i| usize::from(*i) == index)
     }
 
     const fn list(items: &'static Schema, list: ListType) -> Schema {
@@ -330,9 +348,9 @@ impl Schema {
             Kind::Bool => Value::Bool(false),
             Kind::Quantity => Value::String("0".into()),
             Kind::Int32 | Kind::Int64 | Kind::Double => Value::from(0),
-            Kind::Object(fields) => {
+            Kind::Object(_) => {
                 let mut object = Map::new();
-                fill(&mut object, fields);
+                self.fill(&mut object);
                 Value::Object(object)
             }
             _ => Value::Null,
@@ -342,12 +360,12 @@ impl Schema {
     /// An object of which nothing is set, as Go writes it, nulls included.
     pub(crate) fn blank(&self) -> Value {
         let mut object = Map::new();
-        for field in self.fields() {
+        for (i, field) in self.fields().iter().enumerate() {
             let nothing = match field.schema.kind {
                 _ if field.pointer() || field.omit_zero() || field.numbers == [0; 4] => continue,
                 Kind::Object(_) => field.schema.blank(),
                 Kind::List(..) | Kind::Map(_) if !field.omit_empty() => Value::Null,
-                _ if field.always() => field.schema.zero(),
+                _ if self.writes_always(i) => field.schema.zero(),
                 _ => continue,
             };
             object.insert(field.name.clone().into_owned(), nothing);
@@ -367,15 +385,6 @@ impl Schema {
         }
         add_object_fields(&mut schema);
         Arc::new(schema)
-    }
-}
-
-/// Adds what Go always writes.
-pub(crate) fn fill(object: &mut Map<String, Value>, fields: &[Field]) {
-    for field in fields {
-        if field.always() && !object.contains_key(&*field.name) {
-            object.insert(field.name.clone().into_owned(), field.schema.zero());
-        }
     }
 }
 
@@ -447,7 +456,7 @@ fn from_open_api(open_api: &Value) -> Schema {
         _ => Kind::Any,
     };
     let default = open_api.get("default").map(|v| Box::new(v.clone()));
-    let mut schema = Schema { kind, name: "", go: "", flags, default };
+    let mut schema = Schema { default, ..Schema::make(kind, "", "", flags) };
     if schema.embedded() {
         add_object_fields(&mut schema);
     }

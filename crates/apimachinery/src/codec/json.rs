@@ -7,7 +7,7 @@ use serde_json::{Map, Number, Value};
 
 use super::{DecodeError, Decoded, normalize_micro_time, normalize_time};
 use crate::quantity;
-use crate::schema::{Kind, Schema, fill};
+use crate::schema::{Kind, Schema};
 
 /// Deeper nesting is refused; stored objects are read by readers that go to 128.
 const MAX_DEPTH: usize = 120;
@@ -322,7 +322,6 @@ impl<'a> Reader<'a> {
         self.deeper()?;
         let mut object = Map::new();
         let outer = std::mem::replace(&mut self.inside, schema.go);
-        let fields = schema.fields();
         let custom = schema.is_custom();
         self.at += 1;
         self.blanks();
@@ -396,7 +395,7 @@ impl<'a> Reader<'a> {
             }
         }
         if self.canonical && !custom {
-            fill(&mut object, fields);
+            schema.fill(&mut object);
         }
         self.inside = outer;
         self.depth -= 1;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use smallvec::SmallVec;
 
 use super::{DecodeError, time};
-use crate::schema::{self, Field, Kind, Schema, fill};
+use crate::schema::{self, Field, Kind, Schema};
 use crate::{duration, quantity};
 
 pub const MAGIC: [u8; 4] = *b"k8s\0";
@@ -158,28 +158,32 @@ fn message(bytes: &[u8], schema: &Schema, depth: usize) -> Result<Value> {
         return Err(error("exceeded max depth"));
     }
     let mut object = Map::new();
-    let fields = schema.fields();
-    members(bytes, fields, &[], &mut object, depth)?;
-    object.retain(|name, value| {
-        let Some(field) = schema.field(name) else { return false };
-        let zero = match value {
-            Value::String(s) => field.omit_empty() && s.is_empty(),
-            Value::Bool(b) => field.omit_empty() && !*b,
-            Value::Number(n) => field.omit_empty() && n.as_f64() == Some(0.0),
-            Value::Object(map) => map.is_empty() && field.omit_zero(),
-            Value::Null => true,
-            Value::Array(_) => false,
-        };
-        field.pointer() && !value.is_null() || !zero
-    });
-    fill(&mut object, fields);
+    members(bytes, schema, &[], &mut object, depth)?;
+    schema.fill(&mut object);
     Ok(Value::Object(object))
+}
+
+/// Whether a value is one that Go would not write into this field.
+fn left_out(field: &Field, value: &Value) -> bool {
+    if value.is_null() {
+        return true;
+    }
+    if field.pointer() {
+        return false;
+    }
+    match value {
+        Value::String(s) => field.omit_empty() && s.is_empty(),
+        Value::Bool(b) => field.omit_empty() && !*b,
+        Value::Number(n) => field.omit_empty() && n.as_f64() == Some(0.0),
+        Value::Object(map) => map.is_empty() && field.omit_zero(),
+        Value::Null | Value::Array(_) => false,
+    }
 }
 
 /// Reads the fields whose numbers begin with `prefix`; inlined structs are messages within the message.
 fn members(
     bytes: &[u8],
-    fields: &[Field],
+    schema: &Schema,
     prefix: &[u8],
     object: &mut Map<String, Value>,
     depth: usize,
@@ -187,14 +191,19 @@ fn members(
     let level = prefix.len();
     let mut wire = Wire { rest: bytes };
     while let Some((number, item)) = wire.next()? {
-        let Ok(number) = u8::try_from(number) else { continue };
-        let found = fields.iter().find(|f| f.numbers[..level] == *prefix && f.numbers[level] == number);
+        let found = if level == 0 {
+            schema.numbered(number)
+        } else {
+            let same = |f: &&Field| f.numbers[..level] == *prefix && u64::from(f.numbers[level]) == number;
+            schema.fields().iter().find(same)
+        };
         let Some(field) = found else { continue };
+        let number = field.numbers[level];
         if level + 1 < field.numbers.len() && field.numbers[level + 1] != 0 {
             if let Item::Bytes(inner) = item {
                 let mut longer: SmallVec<[u8; 4]> = prefix.into();
                 longer.push(number);
-                members(inner, fields, &longer, object, depth)?;
+                members(inner, schema, &longer, object, depth)?;
             }
             continue;
         }
@@ -244,7 +253,9 @@ fn members(
             }
             _ => {
                 let value = single(&item, &field.schema, depth)?;
-                object.insert(field.name.clone().into_owned(), value);
+                if !left_out(field, &value) {
+                    object.insert(field.name.clone().into_owned(), value);
+                }
             }
         }
     }

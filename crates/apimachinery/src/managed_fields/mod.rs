@@ -113,20 +113,20 @@ impl Entry {
         (!entry.api_version.is_empty() && value["fieldsType"] == "FieldsV1").then_some(entry)
     }
 
-    fn to_value(&self) -> Value {
+    fn into_value(self) -> Value {
         let mut value = Map::new();
         if !self.manager.is_empty() {
-            value.insert("manager".into(), self.manager.as_str().into());
+            value.insert("manager".into(), self.manager.into());
         }
         value.insert("operation".into(), if self.applied { "Apply" } else { "Update" }.into());
-        value.insert("apiVersion".into(), self.api_version.as_str().into());
-        if let Some(time) = &self.time {
-            value.insert("time".into(), time.as_str().into());
+        value.insert("apiVersion".into(), self.api_version.into());
+        if let Some(time) = self.time {
+            value.insert("time".into(), time.into());
         }
         value.insert("fieldsType".into(), "FieldsV1".into());
-        value.insert("fieldsV1".into(), Value::Object(self.fields.clone()));
+        value.insert("fieldsV1".into(), Value::Object(self.fields));
         if !self.subresource.is_empty() {
-            value.insert("subresource".into(), self.subresource.as_str().into());
+            value.insert("subresource".into(), self.subresource.into());
         }
         Value::Object(value)
     }
@@ -164,18 +164,12 @@ fn put_managed_fields(object: &mut Value, mut entries: Vec<Entry>) {
         return;
     }
     entries.sort_by(|a, b| {
-        let key = |e: &Entry| {
-            (
-                !e.applied,
-                e.time.clone().unwrap_or_default(),
-                e.manager.clone(),
-                e.api_version.clone(),
-                e.subresource.clone(),
-            )
-        };
+        fn key(e: &Entry) -> (bool, &str, &str, &str, &str) {
+            (!e.applied, e.time.as_deref().unwrap_or_default(), &e.manager, &e.api_version, &e.subresource)
+        }
         key(a).cmp(&key(b))
     });
-    put_value(object, Value::Array(entries.iter().map(Entry::to_value).collect()));
+    put_value(object, Value::Array(entries.into_iter().map(Entry::into_value).collect()));
 }
 
 fn put_value(object: &mut Value, managed: Value) {
@@ -338,6 +332,9 @@ fn give_changes(
 
 /// Folds the oldest updating managers of each version into one.
 fn cap(managers: &mut Vec<Entry>) {
+    if managers.len() <= MAX_UPDATE_MANAGERS {
+        return;
+    }
     let mut updaters: Vec<(String, String, usize)> = managers
         .iter()
         .enumerate()

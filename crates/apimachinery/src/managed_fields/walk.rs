@@ -1,8 +1,10 @@
 //! Walks of values along their schema: which fields are there, what differs, merging and removing.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
+use smallvec::SmallVec;
 
 use super::set::{self, Set};
 use crate::schema::{Kind, ListType, Schema};
@@ -158,12 +160,17 @@ impl Comparison {
         changed
     }
 
-    fn insert(&mut self, element: String, below: (Membership, Comparison)) {
+    fn insert(&mut self, element: &str, below: (Membership, Comparison)) {
         let (membership, below) = below;
-        let is = |m: Membership| membership == m;
-        set::insert(&mut self.removed, element.clone(), is(Membership::Removed), below.removed);
-        set::insert(&mut self.modified, element.clone(), is(Membership::Modified), below.modified);
-        set::insert(&mut self.added, element, is(Membership::Added), below.added);
+        for (set, member, below) in [
+            (&mut self.removed, Membership::Removed, below.removed),
+            (&mut self.modified, Membership::Modified, below.modified),
+            (&mut self.added, Membership::Added, below.added),
+        ] {
+            if membership == member || !below.is_empty() {
+                set::insert(set, element.to_owned(), membership == member, below);
+            }
+        }
     }
 }
 
@@ -218,46 +225,36 @@ fn differ(old: Option<&Value>, new: Option<&Value>, schema: Option<&Schema>) -> 
                 let (old, new) = (old_members.get(name), new_members.get(name));
                 if old != new {
                     let below = differ(old, new, member(schema, name).0);
-                    out.insert(field_element(name), below);
+                    out.insert(&field_element(name), below);
                 }
             }
         }
         Shape::Set | Shape::Keyed(..) => {
-            let list =
-                |v: Option<&'_ Value>| v.and_then(Value::as_array).map_or(&[][..], Vec::as_slice).to_vec();
-            let (old_list, new_list) = (list(old), list(new));
-            let old_items = elements(shape, &old_list);
-            let new_items = elements(shape, &new_list);
-            let count = |items: &[(String, &Value, Option<&Schema>)], element: &str| {
-                items.iter().filter(|(e, ..)| e == element).count()
-            };
-            let find = |items: &[(String, &Value, Option<&Schema>)], element: &str| -> Option<Value> {
-                items.iter().find(|(e, ..)| e == element).map(|(_, v, _)| (*v).clone())
-            };
-            let mut seen: Vec<&str> = vec![];
-            for (element, _, schema) in new_items.iter().chain(&old_items) {
-                if seen.contains(&element.as_str()) {
-                    continue;
-                }
-                seen.push(element);
-                let (in_old, in_new) = (count(&old_items, element), count(&new_items, element));
-                let below = if in_old <= 1 && in_new <= 1 {
-                    let (old, new) = (find(&old_items, element), find(&new_items, element));
-                    differ(old.as_ref(), new.as_ref(), *schema)
+            fn list(v: Option<&Value>) -> &[Value] {
+                v.and_then(Value::as_array).map_or(&[][..], Vec::as_slice)
+            }
+            type Same<'v> = SmallVec<[&'v Value; 1]>;
+            let mut both: BTreeMap<String, (Same<'_>, Same<'_>, Option<&Schema>)> = BTreeMap::new();
+            for (element, value, schema) in elements(shape, list(old)) {
+                both.entry(element).or_insert((Same::new(), Same::new(), schema)).0.push(value);
+            }
+            for (element, value, schema) in elements(shape, list(new)) {
+                both.entry(element).or_insert((Same::new(), Same::new(), schema)).1.push(value);
+            }
+            for (element, (in_old, in_new, schema)) in both {
+                let below = if in_old.len() <= 1 && in_new.len() <= 1 {
+                    differ(in_old.first().copied(), in_new.first().copied(), schema)
                 } else {
                     // Duplicates are owned as one.
-                    let of = |items: &[(String, &Value, Option<&Schema>)]| -> Vec<Value> {
-                        items.iter().filter(|(e, ..)| e == element).map(|(_, v, _)| (*v).clone()).collect()
-                    };
-                    let membership = match (in_old, in_new) {
-                        (0, _) => Membership::Added,
-                        (_, 0) => Membership::Removed,
-                        _ if of(&old_items) == of(&new_items) => Membership::Same,
+                    let membership = match (in_old.is_empty(), in_new.is_empty()) {
+                        (true, _) => Membership::Added,
+                        (_, true) => Membership::Removed,
+                        _ if in_old == in_new => Membership::Same,
                         _ => Membership::Modified,
                     };
                     (membership, Comparison::default())
                 };
-                out.insert(element.clone(), below);
+                out.insert(&element, below);
             }
         }
     }
