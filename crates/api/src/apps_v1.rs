@@ -1,6 +1,6 @@
 //! The apps group.
 
-mod validation;
+pub(crate) mod validation;
 
 use serde_json::{Value, json};
 

@@ -1,6 +1,11 @@
 //! Leases.
 
-use crate::strategy::{DEFAULT, Rules};
+use serde_json::Value;
+
+use crate::check::Report;
+use crate::path::Path;
+use crate::strategy::{DEFAULT, Errors, Rules};
+use crate::value::Read;
 
 pub const GROUP: &str = "coordination.k8s.io";
 
@@ -8,6 +13,8 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "leases",
+        validate,
+        validate_update: |new, _| validate(new),
         create_on_update: true,
         unconditional_update: false,
         ..DEFAULT
@@ -20,3 +27,21 @@ pub static RULES: &[Rules] = &[
         ..DEFAULT
     },
 ];
+
+fn validate(lease: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let path = Path::new("spec");
+    let spec = lease.at("spec");
+    if let Some(seconds) = spec.maybe_int("leaseDurationSeconds").filter(|s| *s <= 0) {
+        errors.invalid(&path.child("leaseDurationSeconds"), seconds, "must be greater than 0");
+    }
+    errors.not_negative(&path.child("leaseTransitions"), spec.int("leaseTransitions"));
+    let strategy = spec.text("strategy");
+    if spec.has("strategy") && !strategy.contains('/') {
+        errors.one_of(&path.child("strategy"), strategy, &["OldestEmulationVersion"]);
+    }
+    if !spec.text("preferredHolder").is_empty() && strategy.is_empty() {
+        errors.forbidden(&path.child("preferredHolder"), "may only be specified if `strategy` is defined");
+    }
+    errors
+}

@@ -8,6 +8,8 @@ pub const GROUP: &str = "events.k8s.io";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "events",
+    validate: event::validate,
+    validate_update: |new, _| event::validate(new),
     create_on_update: true,
     garbage_collection: GarbageCollection::Unsupported,
     fields: event::fields,

@@ -2,8 +2,13 @@
 
 use serde_json::Value;
 
-use crate::strategy::{DEFAULT, Rules, SPEC_AND_METADATA, WITH_STATUS};
-use crate::value::{Read, Write};
+use crate::check::{self, Report};
+use crate::core_v1::persistent_volume::driver_name;
+use crate::equality;
+use crate::meta;
+use crate::path::Path;
+use crate::strategy::{DEFAULT, Errors, Rules, SPEC_AND_METADATA, WITH_STATUS};
+use crate::value::{Read, Write, quantity};
 
 pub const GROUP: &str = "storage.k8s.io";
 
@@ -11,6 +16,8 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "storageclasses",
+        validate: validate_class,
+        validate_update: validate_class_update,
         defaults: class_defaults,
         namespaced: false,
         ..DEFAULT
@@ -18,17 +25,43 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "csidrivers",
+        validate: validate_driver,
+        validate_update: validate_driver_update,
         defaults: driver_defaults,
         namespaced: false,
         unconditional_update: false,
         ..DEFAULT
     },
-    Rules { group: GROUP, resource: "csinodes", namespaced: false, unconditional_update: false, ..DEFAULT },
-    Rules { group: GROUP, resource: "csistoragecapacities", unconditional_update: false, ..DEFAULT },
-    Rules { group: GROUP, resource: "volumeattributesclasses", namespaced: false, ..DEFAULT },
+    Rules {
+        group: GROUP,
+        resource: "csinodes",
+        validate: validate_node,
+        validate_update: |new, _| validate_node(new),
+        namespaced: false,
+        unconditional_update: false,
+        ..DEFAULT
+    },
+    Rules {
+        group: GROUP,
+        resource: "csistoragecapacities",
+        validate: validate_capacity,
+        validate_update: validate_capacity_update,
+        unconditional_update: false,
+        ..DEFAULT
+    },
+    Rules {
+        group: GROUP,
+        resource: "volumeattributesclasses",
+        validate: validate_attributes_class,
+        validate_update: validate_attributes_class_update,
+        namespaced: false,
+        ..DEFAULT
+    },
     Rules {
         group: GROUP,
         resource: "volumeattachments",
+        validate: validate_attachment,
+        validate_update: validate_attachment_update,
         namespaced: false,
         status_on_create: true,
         status_keeps_metadata: true,
@@ -61,4 +94,210 @@ fn driver_defaults(driver: &mut Value) {
     if driver.list("spec.volumeLifecycleModes").is_empty() {
         driver.put("spec.volumeLifecycleModes", vec!["Persistent"]);
     }
+}
+
+fn validate_class(class: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let provisioner = class.text("provisioner");
+    if provisioner.is_empty() {
+        errors.required(&Path::new("provisioner"), "");
+    } else {
+        let lower = provisioner.to_lowercase();
+        errors.invalid_each(&Path::new("provisioner"), provisioner, check::qualified_name(&lower));
+    }
+    let path = Path::new("parameters");
+    let mut size = 0;
+    for (key, value) in class.entries("parameters") {
+        if key.is_empty() {
+            errors.invalid(&path, "", "field can not be empty.");
+        }
+        size += key.len() + value.as_str().map_or(0, str::len);
+    }
+    if size > 256 * 1024 {
+        errors.too_long(&path, 256 * 1024);
+    }
+    if class.entries("parameters").count() > 512 {
+        errors.too_long(&path, 512);
+    }
+    if class.has("reclaimPolicy") {
+        errors.one_of(&Path::new("reclaimPolicy"), class.text("reclaimPolicy"), &["Delete", "Retain"]);
+    }
+    match class.text("volumeBindingMode") {
+        "" => errors.required(&Path::new("volumeBindingMode"), ""),
+        mode => errors.one_of(&Path::new("volumeBindingMode"), mode, &["Immediate", "WaitForFirstConsumer"]),
+    }
+    errors
+}
+
+fn validate_class_update(new: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if !equality::same_at(new, old, "parameters") {
+        errors.forbidden(&Path::new("parameters"), "updates to parameters are forbidden.");
+    }
+    if new.text("provisioner") != old.text("provisioner") {
+        errors.forbidden(&Path::new("provisioner"), "updates to provisioner are forbidden.");
+    }
+    if new.text("reclaimPolicy") != old.text("reclaimPolicy") {
+        errors.forbidden(&Path::new("reclaimPolicy"), "updates to reclaimPolicy are forbidden.");
+    }
+    errors.immutable(
+        &Path::new("volumeBindingMode"),
+        new.at("volumeBindingMode"),
+        old.at("volumeBindingMode"),
+    );
+    errors
+}
+
+fn validate_driver(driver: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let metadata = Path::new("metadata");
+    driver_name(&mut errors, driver.text("metadata.name"), &metadata.child("name"));
+    let path = Path::new("spec");
+    let spec = driver.at("spec");
+    for name in ["attachRequired", "podInfoOnMount", "storageCapacity"] {
+        if !spec.has(name) {
+            errors.required(&path.child(name), "");
+        }
+    }
+    errors.one_of(
+        &path.child("fsGroupPolicy"),
+        spec.text("fsGroupPolicy"),
+        &["File", "None", "ReadWriteOnceWithFSType"],
+    );
+    let mut audiences: Vec<&str> = vec![];
+    for (i, request) in spec.list("tokenRequests").iter().enumerate() {
+        let list = path.child("tokenRequests");
+        let path = list.index(i);
+        let audience = request.text("audience");
+        if audiences.contains(&audience) {
+            errors.duplicate(&path.child("audience"), audience);
+        }
+        audiences.push(audience);
+        if let Some(seconds) = request.maybe_int("expirationSeconds") {
+            let path = path.child("expirationSeconds");
+            if seconds < 600 {
+                errors.invalid(&path, seconds, "may not specify a duration less than 10 minutes");
+            }
+            if seconds > 1 << 32 {
+                errors.invalid(&path, seconds, "may not specify a duration larger than 2^32 seconds");
+            }
+        }
+    }
+    for mode in spec.list("volumeLifecycleModes") {
+        errors.one_of(
+            &path.child("volumeLifecycleModes"),
+            mode.as_str().unwrap_or_default(),
+            &["Ephemeral", "Persistent"],
+        );
+    }
+    errors
+}
+
+fn validate_driver_update(new: &Value, old: &Value) -> Errors {
+    let mut errors = validate_driver(new);
+    let path = Path::new("spec");
+    for name in ["attachRequired", "volumeLifecycleModes"] {
+        errors.immutable(&path.child(name), new.at("spec").at(name), old.at("spec").at(name));
+    }
+    errors
+}
+
+fn validate_node(node: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let spec = Path::new("spec");
+    let path = spec.child("drivers");
+    let mut names: Vec<&str> = vec![];
+    for (i, driver) in node.list("spec.drivers").iter().enumerate() {
+        let path = path.index(i);
+        let (name, id) = (driver.text("name"), driver.text("nodeID"));
+        driver_name(&mut errors, name, &path.child("name"));
+        if names.contains(&name) {
+            errors.duplicate(&path.child("name"), name);
+        }
+        names.push(name);
+        if id.is_empty() {
+            errors.required(&path.child("nodeID"), "");
+        }
+        errors.not_negative(&path.child("allocatable").child("count"), driver.int("allocatable.count"));
+        let keys: Vec<&str> = driver.list("topologyKeys").iter().filter_map(Value::as_str).collect();
+        for (j, key) in keys.iter().enumerate() {
+            if key.is_empty() {
+                errors.required(&path.child("topologyKeys"), "");
+            } else if keys[..j].contains(key) {
+                errors.duplicate(&path.child("topologyKeys"), *key);
+            } else {
+                errors.invalid_each(&path.child("topologyKeys"), key, check::qualified_name(key));
+            }
+        }
+    }
+    errors
+}
+
+fn validate_attachment(attachment: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let path = Path::new("spec");
+    let spec = attachment.at("spec");
+    driver_name(&mut errors, spec.text("attacher"), &path.child("attacher"));
+    let source = path.child("source");
+    match (spec.has("source.persistentVolumeName"), spec.has("source.inlineVolumeSpec")) {
+        (false, false) => {
+            errors.required(&source, "must specify exactly one of inlineVolumeSpec and persistentVolumeName");
+        }
+        (true, true) => {
+            errors.forbidden(&source, "must specify exactly one of inlineVolumeSpec and persistentVolumeName")
+        }
+        _ => {}
+    }
+    let node = spec.text("nodeName");
+    errors.invalid_each(&path.child("nodeName"), node, check::dns1123_subdomain(node));
+    errors
+}
+
+fn validate_attachment_update(new: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if !equality::same_at(new, old, "spec") {
+        errors.invalid(&Path::new("spec"), new.at("spec").clone(), "field is immutable");
+    }
+    errors
+}
+
+fn validate_capacity(capacity: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let class = capacity.text("storageClassName");
+    errors.invalid_each(&Path::new("storageClassName"), class, check::dns1123_subdomain(class));
+    meta::label_selector(&mut errors, capacity.at("nodeTopology"), &Path::new("nodeTopology"));
+    for name in ["capacity", "maximumVolumeSize"] {
+        if let Some(q) = quantity(capacity.at(name)).filter(|q| q.sign() < 0) {
+            errors.invalid(&Path::new(name), q.to_string(), check::NOT_NEGATIVE);
+        }
+    }
+    errors
+}
+
+fn validate_capacity_update(new: &Value, old: &Value) -> Errors {
+    let mut errors = validate_capacity(new);
+    for name in ["nodeTopology", "storageClassName"] {
+        errors.immutable(&Path::new(name), new.at(name), old.at(name));
+    }
+    errors
+}
+
+fn validate_attributes_class(class: &Value) -> Errors {
+    let mut errors = Errors::new();
+    driver_name(&mut errors, class.text("driverName"), &Path::new("driverName"));
+    if class.entries("parameters").next().is_none() {
+        errors.required(&Path::new("parameters"), "must contain at least one key/value pair");
+    }
+    errors
+}
+
+fn validate_attributes_class_update(new: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if new.text("driverName") != old.text("driverName") {
+        errors.forbidden(&Path::new("driverName"), "updates to driverName are forbidden.");
+    }
+    if !equality::same_at(new, old, "parameters") {
+        errors.forbidden(&Path::new("parameters"), "updates to parameters are forbidden.");
+    }
+    errors
 }

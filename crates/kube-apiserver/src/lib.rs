@@ -11,6 +11,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod custom;
 pub mod discovery;
+pub mod expression;
 mod flags;
 pub mod http;
 pub mod metrics;

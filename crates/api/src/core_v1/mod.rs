@@ -139,6 +139,9 @@ pub static RULES: &[Rules] = &[
     Rules {
         resource: "nodes",
         defaults: node::defaults,
+        validate: node::validate,
+        validate_update: node::validate_update,
+        validate_status_update: node::validate_status,
         namespaced: false,
         status_on_create: true,
         prepare_for_create: node::prepare_for_create,
@@ -150,6 +153,10 @@ pub static RULES: &[Rules] = &[
     Rules {
         resource: "namespaces",
         defaults: namespace::defaults,
+        validate: namespace::validate,
+        validate_update: |new, _| namespace::validate(new),
+        validate_status_update: namespace::validate_status,
+        validate_subresource: Some(|_, new, _| namespace::validate(new)),
         namespaced: false,
         name: meta::label_name,
         prepare_for_create: namespace::prepare_for_create,
@@ -168,6 +175,8 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "events",
+        validate: event::validate,
+        validate_update: |new, _| event::validate(new),
         create_on_update: true,
         garbage_collection: GarbageCollection::Unsupported,
         fields: event::fields,
@@ -177,6 +186,8 @@ pub static RULES: &[Rules] = &[
     Rules {
         resource: "secrets",
         defaults: config::secret_defaults,
+        validate: config::validate_secret,
+        validate_update: config::validate_secret_update,
         fields: |s| vec![("type", s.text("type").to_owned())],
         field_labels: FieldLabels {
             labels: labels!["metadata.namespace", "type"],
@@ -184,15 +195,28 @@ pub static RULES: &[Rules] = &[
         },
         ..DEFAULT
     },
-    Rules { resource: "configmaps", ..DEFAULT },
+    Rules {
+        resource: "configmaps",
+        validate: config::validate_config_map,
+        validate_update: config::validate_config_map_update,
+        ..DEFAULT
+    },
     Rules { resource: "serviceaccounts", ..DEFAULT },
     Rules {
         resource: "limitranges",
         create_on_update: true,
         defaults: config::limit_range_defaults,
+        validate: config::validate_limit_range,
+        validate_update: |new, _| config::validate_limit_range(new),
         ..DEFAULT
     },
-    Rules { resource: "resourcequotas", ..WITH_STATUS },
+    Rules {
+        resource: "resourcequotas",
+        validate: config::validate_quota,
+        validate_update: config::validate_quota_update,
+        validate_status_update: config::validate_quota_status,
+        ..WITH_STATUS
+    },
     Rules {
         resource: "persistentvolumes",
         defaults: persistent_volume::defaults,

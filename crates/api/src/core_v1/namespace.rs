@@ -2,6 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::check::{self, Report};
+use crate::path::Path;
+use crate::strategy::Errors;
 use crate::value::{Read, Write};
 
 const FINALIZER: &str = "kubernetes";
@@ -40,4 +43,36 @@ pub fn set_name_label(namespace: &mut Value) {
 pub fn defaults(namespace: &mut Value) {
     set_name_label(namespace);
     namespace.put_default_text("status.phase", "Active");
+}
+
+pub fn validate(namespace: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let spec = Path::new("spec");
+    let path = spec.child("finalizers");
+    for (i, finalizer) in namespace.list("spec.finalizers").iter().enumerate() {
+        let name = finalizer.as_str().unwrap_or_default();
+        errors.invalid_each(&path.index(i), name, check::qualified_name(name));
+        if !name.contains('/') && !matches!(name, FINALIZER | "orphan" | "foregroundDeletion") {
+            errors.invalid(
+                &path.index(i),
+                name,
+                "name is neither a standard finalizer name nor is it fully qualified",
+            );
+        }
+    }
+    errors
+}
+
+pub fn validate_status(new: &Value, _: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let status = Path::new("status");
+    let (phase, path) = (new.text("status.phase"), status.child("Phase"));
+    match (new.has("metadata.deletionTimestamp"), phase) {
+        (false, "Active") | (true, "Terminating") => {}
+        (false, _) => errors.invalid(&path, phase, "may only be 'Active' if `deletionTimestamp` is empty"),
+        (true, _) => {
+            errors.invalid(&path, phase, "may only be 'Terminating' if `deletionTimestamp` is not empty");
+        }
+    }
+    errors
 }

@@ -12,6 +12,7 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod owner_references;
 pub mod pod_resources;
+mod policies;
 mod priority;
 pub mod quota;
 mod service_account;
@@ -83,6 +84,7 @@ pub const DEFAULT_PLUGINS: &[&str] = &[
     "CertificateSubjectRestriction",
     "DefaultIngressClass",
     "PodTopologyLabels",
+    "MutatingAdmissionPolicy",
     "MutatingAdmissionWebhook",
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionWebhook",
@@ -94,6 +96,7 @@ pub struct Chain {
     enabled: HashSet<String>,
     quotas: quota::Quotas,
     webhooks: webhooks::Webhooks,
+    policies: policies::Policies,
 }
 
 impl Chain {
@@ -103,11 +106,24 @@ impl Chain {
         disable.iter().for_each(|p| {
             enabled.remove(p);
         });
-        Chain { context, enabled, quotas: quota::Quotas::default(), webhooks: webhooks::Webhooks::default() }
+        Chain {
+            context,
+            enabled,
+            quotas: quota::Quotas::default(),
+            webhooks: webhooks::Webhooks::default(),
+            policies: policies::Policies::default(),
+        }
     }
 
     fn on(&self, plugin: &str) -> bool {
         self.enabled.contains(plugin)
+    }
+
+    fn mutating_policies(&self, request: &mut AdmissionRequest<'_>, second: bool) -> Result<bool, Status> {
+        if !self.on("MutatingAdmissionPolicy") {
+            return Ok(false);
+        }
+        self.policies.mutate(&self.context, request, second)
     }
 
     /// The plugins that change objects by themselves.
@@ -133,29 +149,38 @@ impl Admission for Chain {
             namespace_lifecycle::admit(&self.context, request).await?;
         }
         self.fill_in(request).await?;
-        if !self.on("MutatingAdmissionWebhook") {
-            return Ok(());
-        }
+        let by_policy = self.mutating_policies(request, false)?;
         let mut round = webhooks::Round::default();
-        self.webhooks.mutate(&self.context, request, &mut round, false).await?;
-        if !round.changed {
+        if self.on("MutatingAdmissionWebhook") {
+            self.webhooks.mutate(&self.context, request, &mut round, false).await?;
+        }
+        if !by_policy && !round.changed {
             return Ok(());
         }
-        // What webhooks added may need filling in, and what that changed may concern webhooks: once more, no further.
+        // What was added from outside may need filling in, and what that changes may concern webhooks and policies: once
+        // more, no further.
         let before = request.object.clone();
         self.fill_in(request).await?;
+        self.mutating_policies(request, true)?;
         if *request.object != before {
             round.plugins_changed();
         }
-        self.webhooks.mutate(&self.context, request, &mut round, true).await
+        if self.on("MutatingAdmissionWebhook") {
+            self.webhooks.mutate(&self.context, request, &mut round, true).await?;
+        }
+        Ok(())
     }
 
     async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        conditions::check_configuration(&self.context, request)?;
         authorization::escalation::check(&self.context.authorizers, request)?;
         if self.on("ServiceAccount") {
             service_account::validate(request)?;
         }
         self.run(VALIDATING, request)?;
+        if self.on("ValidatingAdmissionPolicy") {
+            self.policies.validate(&self.context, request)?;
+        }
         if self.on("ValidatingAdmissionWebhook") {
             self.webhooks.validate(&self.context, request).await?;
         }

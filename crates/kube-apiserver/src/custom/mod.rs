@@ -63,6 +63,16 @@ impl CustomResource {
         match *self {}
     }
 
+    /// The resource for OpenAPI documents.
+    pub fn open_api(&self, _entry: &crate::registry::Entry) -> apimachinery::openapi::CustomResource {
+        match *self {}
+    }
+
+    /// Changes whenever what is published about the resource does.
+    pub fn fingerprint(&self) -> String {
+        match *self {}
+    }
+
     pub fn from_storage(&self, _object: &mut Value) -> Result<(), Status> {
         match *self {}
     }

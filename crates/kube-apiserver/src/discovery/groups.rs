@@ -22,6 +22,7 @@ use crate::server::Server;
 #[derive(Default)]
 pub struct Documents {
     aggregated: Mutex<Option<(usize, [Aggregated; 2])>>,
+    pub open_api: super::openapi::OpenApi,
 }
 
 #[derive(Clone)]

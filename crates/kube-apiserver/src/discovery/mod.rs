@@ -2,6 +2,7 @@
 
 pub mod groups;
 pub mod health;
+pub mod openapi;
 
 use std::sync::Arc;
 
@@ -63,6 +64,9 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
         ["api", version] => groups::version(server, call, "", version),
         ["apis", group] => groups::group(server, call, group),
         ["apis", group, version] => groups::version(server, call, group, version),
+        ["openapi", "v2"] => openapi::v2(server, call),
+        ["openapi", "v3"] => Ok(openapi::index(server)),
+        ["openapi", "v3", rest @ ..] => openapi::v3(server, call, rest),
         ["version"] => {
             let accept = negotiation::Accept { pretty: true, encoding: Encoding::Json, ..Default::default() };
             Ok(respond::value(StatusCode::OK, &version(), accept))
