@@ -150,3 +150,100 @@ fn forward() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::fake_api::FakeApi;
+    use crate::testing::{Namespace, privileged};
+
+    #[test]
+    fn takes_its_lease_and_follows_the_others() {
+        if !privileged("takes_its_lease_and_follows_the_others") {
+            return;
+        }
+        let (node, dir) = (Namespace::new(), tempfile::tempdir().unwrap());
+        let wire = Namespace::new();
+        let far = wire.path.clone();
+        node.run(move || {
+            let ns = std::fs::File::open(far).unwrap();
+            let mut netlink = Netlink::open().unwrap();
+            netlink.create_veth("eth0", None, 1500, "eth0", None, std::os::fd::AsFd::as_fd(&ns)).unwrap();
+            let eth0 = netlink.link("eth0").unwrap().unwrap().index;
+            netlink.add_address(eth0, "192.0.2.1/24".parse().unwrap()).unwrap();
+        });
+        let at = |name: &str| dir.path().join(name);
+        let config = Config {
+            cni_conf_dir: at("net.d"),
+            cni_bin_dir: at("bin"),
+            subnet_env: at("subnet.env"),
+            cni_state_dir: at("state"),
+            ..Config::new("n1", "10.244.0.0/16".parse().unwrap())
+        };
+        let api = Arc::new(FakeApi::default());
+        let own = |cidr: Option<&str>| {
+            json!({"metadata": {"name": "n1"}, "spec": {"podCIDR": cidr}, "status": {
+                "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}})
+        };
+        let other = |subnet: &str| {
+            json!({"metadata": {"name": "n2", "annotations": {
+                "flannel.alpha.coreos.com/backend-data": "{\"VNI\":1,\"VtepMAC\":\"0e:11:22:33:44:55\"}",
+                "flannel.alpha.coreos.com/backend-type": "vxlan",
+                "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+                "flannel.alpha.coreos.com/public-ip": "192.0.2.2"}}, "spec": {"podCIDR": subnet}})
+        };
+        api.put("nodes", &own(None));
+        api.put("nodes", &other("10.244.2.0/24"));
+        let stop = CancellationToken::new();
+        let (daemon_api, daemon_stop, daemon_config) = (api.clone(), stop.clone(), config.clone());
+        let daemon = node.run(move || {
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let client = daemon_api.client(&daemon_stop);
+                    run(daemon_config, client, daemon_stop).await.unwrap();
+                });
+            })
+        });
+        let eventually = |what: &str, check: &dyn Fn() -> bool| {
+            let begin = Instant::now();
+            while !check() {
+                assert!(begin.elapsed() < Duration::from_secs(5), "{what}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        let routes = || -> Vec<String> {
+            let all = node.run(|| Netlink::open().unwrap().routes().unwrap());
+            all.iter().filter(|r| r.gateway.is_some()).map(|r| r.dst.to_string()).collect()
+        };
+        eventually("plugin links", &|| at("bin/flannel").is_symlink());
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!at("net.d/10-flannel.conflist").exists(), "ready without a lease");
+        api.put("nodes", &own(Some("10.244.1.0/24")));
+        eventually("the CNI configuration", &|| at("net.d/10-flannel.conflist").exists());
+        eventually("the announcement", &|| !api.patches.lock().is_empty());
+        let (path, patch) = api.patches.lock()[0].clone();
+        assert_eq!(path, "/api/v1/nodes/n1/status");
+        assert_eq!(patch["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ip"], "192.0.2.1");
+        assert_eq!(patch["status"]["conditions"][0]["status"], "False");
+        assert!(std::fs::read_to_string(at("subnet.env")).unwrap().contains("FLANNEL_SUBNET=10.244.1.1/24"));
+        assert_eq!(routes(), ["10.244.2.0/24"]);
+        // The other node gets another subnet, then leaves.
+        api.put("nodes", &other("10.244.7.0/24"));
+        eventually("the new route", &|| routes() == ["10.244.7.0/24"]);
+        api.delete("nodes", "", "n2");
+        eventually("no route", &|| routes().is_empty());
+        // This node gets another lease.
+        api.put("nodes", &own(Some("10.244.9.0/24")));
+        eventually("the new lease", &|| {
+            std::fs::read_to_string(at("subnet.env")).unwrap().contains("FLANNEL_SUBNET=10.244.9.1/24")
+        });
+        stop.cancel();
+        daemon.join().unwrap();
+    }
+}

@@ -5,6 +5,8 @@ mod backend;
 pub mod cni;
 mod config;
 mod daemon;
+#[cfg(test)]
+mod fake_api;
 mod files;
 mod lease;
 mod masquerade;

@@ -1,5 +1,6 @@
 //! Rules as text for given services, transactions for changes, and both in network namespaces with real traffic.
 
+mod fake_api;
 mod rules;
 mod traffic;
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 
+use super::fake_api::FakeApi;
 use super::*;
 use crate::conntrack;
 
@@ -275,4 +276,102 @@ fn udp_clients_move_on() {
     assert_eq!(now(ONLY_B), 1);
     assert_eq!(ask().as_deref(), Some("b"));
     assert_eq!(now(ONLY_B), 0);
+}
+
+/// The whole proxy, fed by a stand-in for the API.
+#[test]
+fn the_proxy_follows_the_api() {
+    let Some(c) = cluster("the_proxy_follows_the_api") else { return };
+    let api = std::sync::Arc::new(FakeApi::default());
+    let object = |name: &str, ip: &str, extra: Value| {
+        let mut object = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "ns", "name": name},
+            "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": [{"name": "p80", "protocol": "TCP", "port": 80}]}});
+        for (key, value) in extra.as_object().unwrap() {
+            object["spec"][key] = value.clone();
+        }
+        object
+    };
+    let slice = |service: &str, endpoints: &[(&str, &str)]| {
+        let endpoints: Vec<Value> =
+            endpoints.iter().map(|(ip, node)| json!({"addresses": [ip], "nodeName": node})).collect();
+        json!({"metadata": {"namespace": "ns", "name": format!("{service}-1"),
+                "labels": {"kubernetes.io/service-name": service}},
+            "addressType": "IPv4", "ports": [{"name": "p80", "protocol": "TCP", "port": 8080}], "endpoints": endpoints})
+    };
+    api.put(
+        "nodes",
+        &json!({"metadata": {"name": "n1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}}),
+    );
+    api.put("services", &object("one", "10.96.0.10", json!({})));
+    api.put("endpointslices", &slice("one", ONLY_B));
+    let stop = tokio_util::sync::CancellationToken::new();
+    let (ended, end) = channel();
+    let (proxy_api, proxy_stop) = (api.clone(), stop.clone());
+    // In the node's namespace, on a thread that stays there.
+    let job: Job = Box::new(move || {
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let config = crate::Config::new(
+                "n1",
+                vec!["10.244.0.0/16".parse().unwrap()],
+                vec!["10.96.0.0/16".parse().unwrap()],
+            );
+            runtime.block_on(async {
+                let client = proxy_api.client(&proxy_stop);
+                crate::run(config, client, proxy_stop).await.unwrap();
+            });
+            ended.send(()).unwrap();
+        });
+    });
+    c.node.jobs.as_ref().unwrap().send(job).unwrap();
+    let eventually = |what: &str, check: &dyn Fn() -> bool| {
+        let begin = Instant::now();
+        while !check() {
+            assert!(begin.elapsed() < Duration::from_secs(8), "{what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let answered = |to: &str, by: &str| c.a.ask(to).is_ok_and(|a| a.starts_with(by));
+    eventually("the first service", &|| answered("10.96.0.10:80", "b "));
+    // Within a moment of each change.
+    api.put("endpointslices", &slice("one", &[("10.244.0.2", "n1")]));
+    eventually("another endpoint", &|| answered("10.96.0.10:80", "a "));
+    api.put(
+        "services",
+        &object(
+            "two",
+            "10.96.0.11",
+            json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": 30999}),
+        ),
+    );
+    eventually("a refusal", &|| c.a.ask("10.96.0.11:80") == Err(ErrorKind::ConnectionRefused));
+    let status = |port: u16| {
+        c.node.run(move || {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+            let mut out = String::new();
+            stream.read_to_string(&mut out).ok()?;
+            Some(out)
+        })
+    };
+    eventually("a health check without endpoints", &|| {
+        status(30999).is_some_and(|s| s.starts_with("HTTP/1.1 503"))
+    });
+    api.put("endpointslices", &slice("two", ONLY_B));
+    eventually("the second service", &|| answered("10.96.0.11:80", "b "));
+    eventually("a health check", &|| {
+        status(30999).is_some_and(|s| s.starts_with("HTTP/1.1 200") && s.contains("\"localEndpoints\": 1"))
+    });
+    assert!(status(10256).unwrap().contains("nodeEligible"));
+    // Somebody flushes everything: the next change brings all of it back.
+    c.node.nft("flush ruleset".into());
+    api.put("endpointslices", &slice("two", BOTH));
+    eventually("all rules again", &|| answered("10.96.0.10:80", "a "));
+    api.delete("services", "ns", "two");
+    api.delete("endpointslices", "ns", "two-1");
+    eventually("a port nobody listens at", &|| status(30999).is_none());
+    stop.cancel();
+    end.recv_timeout(Duration::from_secs(5)).expect("the proxy ends");
 }
