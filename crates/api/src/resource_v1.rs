@@ -41,7 +41,6 @@ pub static RULES: &[Rules] = &[
         field_labels: FieldLabels {
             labels: crate::core_v1::labels!["spec.nodeName", "spec.driver"],
             error: |version, label| {
-                let version = version.replacen('/', "/", 1);
                 format!("field label not supported for {version}, Kind=ResourceSlice: {label}")
             },
         },

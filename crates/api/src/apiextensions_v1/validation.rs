@@ -19,7 +19,7 @@ pub fn definition(definition: &Value) -> Errors {
     let required = format!("{plural}.{group}");
     if name != required {
         let metadata = Path::new("metadata");
-        errors.invalid(&metadata.child("name"), name, format!("must be spec.names.plural+\".\"+spec.group"));
+        errors.invalid(&metadata.child("name"), name, "must be spec.names.plural+\".\"+spec.group");
     }
     spec_errors(&mut errors, spec);
     stored(&mut errors, definition);

@@ -656,7 +656,7 @@ pub fn profiles(errors: &mut Errors, context: &Value, path: &Path<'_>) {
             } else if local.trim() != local {
                 errors.invalid(&path, local, "must not be padded with whitespace");
             }
-        } else if profile.has("localhostProfile") && profile.text("type") != "" {
+        } else if profile.has("localhostProfile") && !profile.text("type").is_empty() {
             errors.invalid(&path, local, format!("can only be set when {what} type is Localhost"));
         }
     }

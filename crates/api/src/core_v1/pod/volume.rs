@@ -126,11 +126,8 @@ fn mode(errors: &mut Errors, source: &Value, name: &str, path: &Path<'_>) {
 
 fn one_source(errors: &mut Errors, kind: &str, source: &Value, is_pod: bool, path: &Path<'_>) {
     match kind {
-        "emptyDir" => {
-            if quantity(source.get_or_null("sizeLimit")).is_some_and(|q| q.sign() < 0) {
-                errors
-                    .forbidden(&path.child("sizeLimit"), "SizeLimit field must be a valid resource quantity");
-            }
+        "emptyDir" if quantity(source.get_or_null("sizeLimit")).is_some_and(|q| q.sign() < 0) => {
+            errors.forbidden(&path.child("sizeLimit"), "SizeLimit field must be a valid resource quantity");
         }
         "hostPath" => host_path(errors, source, path),
         "secret" => {
@@ -165,11 +162,7 @@ fn one_source(errors: &mut Errors, kind: &str, source: &Value, is_pod: bool, pat
                 persistent_volume::claim_spec(errors, template.at("spec"), &path.child("spec"));
             }
         },
-        "image" => {
-            if is_pod {
-                require(errors, source, &["reference"], path);
-            }
-        }
+        "image" if is_pod => require(errors, source, &["reference"], path),
         "gcePersistentDisk" => require(errors, source, &["pdName"], path),
         "awsElasticBlockStore" | "cinder" => require(errors, source, &["volumeID"], path),
         "iscsi" => require(errors, source, &["targetPortal", "iqn"], path),
