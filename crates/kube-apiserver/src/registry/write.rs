@@ -128,15 +128,20 @@ impl Write<'_> {
         } else {
             metadata.remove("namespace");
         }
+        let base = meta::text(&object, "generateName").to_owned();
+        let generated = meta::text(&object, "name").is_empty() && !base.is_empty();
+        if generated {
+            // Before preparing, which writes the name into labels of some kinds.
+            meta::set(&mut object, "name", apimachinery::names::generate(&base));
+        }
+        entry.strategy.record_requester(&mut object, self.user);
         entry.strategy.prepare_for_create(&mut object);
         if let Some(custom) = &entry.custom {
             custom.prepare_for_create(&mut object);
         }
-        let base = meta::text(&object, "generateName").to_owned();
-        let generated = meta::text(&object, "name").is_empty() && !base.is_empty();
         let mut attempt = 0;
         loop {
-            if generated {
+            if generated && attempt > 0 {
                 meta::set(&mut object, "name", apimachinery::names::generate(&base));
             }
             let name = meta::text(&object, "name").to_owned();
