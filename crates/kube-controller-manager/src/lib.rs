@@ -2,10 +2,12 @@
 //! should be done, with a thin layer around it that reads keys from a queue and carries the plan out.
 
 mod config;
+mod daemonset;
 mod deployment;
 mod endpoints;
 mod endpointslice;
 mod garbagecollector;
+mod job;
 mod manager;
 mod namespace;
 mod nodeipam;
@@ -16,6 +18,7 @@ mod root_ca;
 mod serviceaccount;
 mod support;
 mod tainteviction;
+mod ttlafterfinished;
 
 pub use config::{Config, Credentials, Flags};
 pub(crate) use manager::Context;

@@ -42,6 +42,9 @@ const CONTROLLERS: &[(&str, Start)] = controllers! {
     "node-ipam-controller" => crate::nodeipam::run,
     "taint-eviction-controller" => crate::tainteviction::run,
     "pod-garbage-collector-controller" => crate::podgc::run,
+    "daemonset-controller" => crate::daemonset::run,
+    "job-controller" => crate::job::run,
+    "ttl-after-finished-controller" => crate::ttlafterfinished::run,
     "endpoints-controller" => crate::endpoints::run,
     "endpointslice-controller" => crate::endpointslice::run,
 };

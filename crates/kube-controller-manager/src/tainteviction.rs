@@ -71,7 +71,7 @@ enum Verdict {
     LeaveAfter(Duration),
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
     let (effect, key) = (text(&toleration.effect), text(&toleration.key));
     if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {

@@ -1,9 +1,9 @@
 //! deployment-controller: rolls ReplicaSets over to the deployment's template.
 
 mod controller;
-mod math;
+pub(crate) mod math;
 mod progress;
 mod replica_sets;
-mod template;
+pub(crate) mod template;
 
 pub(crate) use controller::run;
