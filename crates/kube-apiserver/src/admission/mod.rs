@@ -12,6 +12,7 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod owner_references;
 pub mod pod_resources;
+mod pod_security;
 mod policies;
 mod priority;
 pub mod quota;
@@ -55,6 +56,7 @@ const MUTATING: &[(&str, Plugin)] = &[
 
 const VALIDATING: &[(&str, Plugin)] = &[
     ("LimitRanger", limit_ranger::validate),
+    ("PodSecurity", pod_security::validate),
     ("Priority", priority::validate),
     ("OwnerReferencesPermissionEnforcement", owner_references::validate),
     ("PersistentVolumeClaimResize", defaults::claim_resize),
