@@ -90,8 +90,13 @@ pub(super) fn builtin(flavor: Flavor, schema: &Schema) -> Value {
     out.insert("type".into(), "object".into());
     let fields = schema.fields();
     if !fields.is_empty() {
-        let properties: Map<String, Value> =
+        let mut properties: Map<String, Value> =
             fields.iter().map(|f| (f.name.clone().into_owned(), property(flavor, f))).collect();
+        if schema.name.ends_with("List")
+            && let Some(Value::Object(items)) = properties.get_mut("items")
+        {
+            items.remove("x-kubernetes-list-type");
+        }
         out.insert("properties".into(), Value::Object(properties));
     }
     let required: Vec<&str> = fields.iter().filter(|f| f.required()).map(|f| &*f.name).collect();

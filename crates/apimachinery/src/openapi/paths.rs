@@ -98,8 +98,9 @@ fn base(group: &str, version: &str) -> String {
 }
 
 fn tag(group: &str, version: &str) -> String {
-    let group = if group.is_empty() { "core" } else { group.trim_end_matches(".k8s.io") };
-    format!("{}_{version}", group.replace('.', "_"))
+    let name = group_name(group);
+    let (first, rest) = name.split_at(name.len().min(1));
+    format!("{}{rest}_{version}", first.to_lowercase())
 }
 
 struct Operation<'a> {
