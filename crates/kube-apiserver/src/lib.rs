@@ -201,7 +201,8 @@ impl Prepared {
                         }
                     }
                 };
-                tokio::join!(bootstrap.run(ending), watching);
+                let definitions = custom::controller::Controller::new(registry).run(ending.clone());
+                tokio::join!(bootstrap.run(ending), definitions, watching);
             })
         };
         shutdown.cancelled().await;

@@ -1,83 +1,376 @@
 //! Custom resources: what a CustomResourceDefinition adds to a row of the table.
 
+pub mod controller;
+pub mod validation;
+
+use std::collections::HashSet;
+use std::sync::{Arc, OnceLock};
+
+use api::scale::Scale;
+use api::strategy::{DEFAULT, Rules};
+use api::table::custom::CustomTable;
+use apimachinery::object::Encoded;
+use apimachinery::schema::Schema;
 use apimachinery::status::{FieldError, Status};
 use jiff::Timestamp;
-use serde_json::Value;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use crate::cache::{ResourceCache, ResourceKind};
+use crate::registry::Entry;
+use crate::registry::entry::{Subresource, api_version};
+use crate::registry::meta;
+use validation::Validator;
+
+/// What is the same for all custom resources.
+static NAMESPACED: Rules = Rules { namespaced: true, unconditional_update: false, ..DEFAULT };
+static CLUSTER: Rules = Rules { namespaced: false, unconditional_update: false, ..DEFAULT };
 
 /// One served version of a custom resource.
-pub enum CustomResource {}
+pub struct CustomResource {
+    api_version: String,
+    storage_api_version: String,
+    schema: Arc<Schema>,
+    storage_schema: Arc<Schema>,
+    open_api: Value,
+    validator: Validator,
+    table: CustomTable,
+    /// Of all versions, which share the cache.
+    selectable: Arc<[&'static str]>,
+    /// Of this version.
+    labels: Vec<String>,
+    selectable_fields: Value,
+    has_status: bool,
+    scale: Option<Scale>,
+    preserve_unknown: bool,
+    has_defaults: bool,
+    /// Versions convert by more than their name.
+    by_webhook: bool,
+    fingerprint: String,
+}
+
+/// A copy of `text` that lives on; equal texts share one, so that changes of definitions do not grow memory.
+fn interned(text: &str) -> &'static str {
+    static ALL: OnceLock<Mutex<HashSet<&'static str>>> = OnceLock::new();
+    let mut all = ALL.get_or_init(Mutex::default).lock();
+    if let Some(there) = all.get(text) {
+        return there;
+    }
+    let kept: &'static str = Box::leak(text.to_owned().into_boxed_str());
+    all.insert(kept);
+    kept
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+}
+
+/// `.spec.x` → `spec.x`
+fn plain_path(path: &str) -> &str {
+    path.trim_start_matches('.')
+}
+
+/// How the cache of a definition's objects reads them.
+pub fn cache_kind(definition: &Value) -> ResourceKind {
+    let group = definition["spec"]["group"].as_str().unwrap_or_default();
+    let plural = definition["spec"]["names"]["plural"].as_str().unwrap_or_default();
+    let selectable = selectable(definition);
+    ResourceKind {
+        prefix: format!("{group}/{plural}/"),
+        fields: Arc::new(move |object| fields(&selectable, object)),
+        to_json: None,
+    }
+}
+
+fn selectable(definition: &Value) -> Arc<[&'static str]> {
+    let mut all: Vec<&'static str> = Vec::new();
+    for version in definition["spec"]["versions"].as_array().into_iter().flatten() {
+        for field in version["selectableFields"].as_array().into_iter().flatten() {
+            let path = field["jsonPath"].as_str().unwrap_or_default();
+            let name = interned(plain_path(path));
+            if !all.contains(&name) {
+                all.push(name);
+            }
+        }
+    }
+    all.into()
+}
+
+fn fields(selectable: &[&'static str], object: &Value) -> Vec<(&'static str, String)> {
+    selectable
+        .iter()
+        .map(|name| {
+            let found = name.split('.').try_fold(object, |value, member| value.get(member));
+            let text = match found {
+                None | Some(Value::Null) => String::new(),
+                Some(Value::String(text)) => text.clone(),
+                Some(other) => other.to_string(),
+            };
+            (*name, text)
+        })
+        .collect()
+}
+
+/// The rows of a definition's served versions.
+pub fn entries(definition: &Encoded, value: &Value, cache: &Arc<ResourceCache>) -> Vec<Arc<Entry>> {
+    let spec = &value["spec"];
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let names = &spec["names"];
+    let group = text(&spec["group"]);
+    let namespaced = spec["scope"] == "Namespaced";
+    let versions: Vec<&Value> = spec["versions"].as_array().into_iter().flatten().collect();
+    let Some(stored) = versions.iter().find(|v| v["storage"] == true) else { return Vec::new() };
+    let storage_version = text(&stored["name"]);
+    let schema_of = |version: &Value| Schema::custom(&version["schema"]["openAPIV3Schema"]);
+    let storage_schema = schema_of(stored);
+    let selectable = selectable(value);
+    let verbs = |verbs: &[&str]| verbs.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>();
+    let mut entries = Vec::new();
+    for version in versions.iter().filter(|v| v["served"] == true) {
+        let name = text(&version["name"]);
+        let open_api = version["schema"]["openAPIV3Schema"].clone();
+        let subresources = &version["subresources"];
+        let has_status = subresources["status"].is_object();
+        let scale = subresources["scale"].is_object().then(|| {
+            let at =
+                |field: &str| interned(plain_path(subresources["scale"][field].as_str().unwrap_or_default()));
+            Scale {
+                spec_replicas: at("specReplicasPath"),
+                status_replicas: at("statusReplicasPath"),
+                selector: at("labelSelectorPath"),
+            }
+        });
+        let mut subs = Vec::new();
+        if scale.is_some() {
+            subs.push(Subresource {
+                name: "scale".to_owned(),
+                kind: "Scale".to_owned(),
+                group_version: Some(("autoscaling".to_owned(), "v1".to_owned())),
+                verbs: verbs(&["get", "patch", "update"]),
+            });
+        }
+        if has_status {
+            subs.push(Subresource {
+                name: "status".to_owned(),
+                kind: text(&names["kind"]),
+                group_version: None,
+                verbs: verbs(&["get", "patch", "update"]),
+            });
+        }
+        let labels = version["selectableFields"].as_array().into_iter().flatten();
+        let custom = CustomResource {
+            api_version: api_version(&group, &name),
+            storage_api_version: api_version(&group, &storage_version),
+            schema: if name == storage_version { storage_schema.clone() } else { schema_of(version) },
+            storage_schema: storage_schema.clone(),
+            has_defaults: has_default(&open_api),
+            validator: Validator::new(open_api.clone()),
+            table: CustomTable::new(version),
+            selectable: selectable.clone(),
+            labels: labels.filter_map(|f| f["jsonPath"].as_str().map(|p| plain_path(p).to_owned())).collect(),
+            selectable_fields: version["selectableFields"].clone(),
+            has_status,
+            scale,
+            preserve_unknown: spec["preserveUnknownFields"] == true,
+            by_webhook: spec["conversion"]["strategy"] == "Webhook" && versions.len() > 1,
+            fingerprint: format!("{}/{}", definition.uid(), value["metadata"]["generation"]),
+            open_api,
+        };
+        entries.push(Arc::new(Entry {
+            group: group.clone(),
+            version: name,
+            resource: text(&names["plural"]),
+            kind: text(&names["kind"]),
+            list_kind: match names["listKind"].as_str() {
+                Some(kind) if !kind.is_empty() => kind.to_owned(),
+                _ => format!("{}List", text(&names["kind"])),
+            },
+            singular: match names["singular"].as_str() {
+                Some(singular) if !singular.is_empty() => singular.to_owned(),
+                _ => text(&names["kind"]).to_lowercase(),
+            },
+            short_names: texts(&names["shortNames"]),
+            categories: texts(&names["categories"]),
+            verbs: verbs(&[
+                "delete",
+                "deletecollection",
+                "get",
+                "list",
+                "patch",
+                "create",
+                "update",
+                "watch",
+            ]),
+            namespaced,
+            subresources: subs,
+            builtin_schema: None,
+            strategy: if namespaced { &NAMESPACED } else { &CLUSTER },
+            cache: Some(cache.clone()),
+            storage_version: storage_version.clone(),
+            storage_group: group.clone(),
+            custom: Some(Arc::new(custom)),
+        }));
+    }
+    entries
+}
+
+fn has_default(schema: &Value) -> bool {
+    match schema {
+        Value::Object(members) => members.contains_key("default") || members.values().any(has_default),
+        Value::Array(items) => items.iter().any(has_default),
+        _ => false,
+    }
+}
 
 impl CustomResource {
     /// The stored name of a field label, or why it cannot be selected by.
-    pub fn field_label(&self, _label: &str) -> Result<String, String> {
-        match *self {}
+    pub fn field_label(&self, label: &str) -> Result<String, String> {
+        if matches!(label, "metadata.name" | "metadata.namespace") || self.labels.iter().any(|l| l == label) {
+            return Ok(label.to_owned());
+        }
+        Err(format!("field label not supported: {label}"))
     }
 
-    pub fn prepare_for_create(&self, _object: &mut Value) {
-        match *self {}
+    pub fn prepare_for_create(&self, object: &mut Value) {
+        if self.has_status
+            && let Some(members) = object.as_object_mut()
+        {
+            members.remove("status");
+        }
+        meta::set(object, "generation", 1);
     }
 
-    pub fn prepare_for_update(&self, _new: &mut Value, _old: &Value) {
-        match *self {}
+    pub fn prepare_for_update(&self, new: &mut Value, old: &Value) {
+        if self.has_status
+            && let Some(members) = new.as_object_mut()
+        {
+            match old.get("status") {
+                Some(status) => members.insert("status".to_owned(), status.clone()),
+                None => members.remove("status"),
+            };
+        }
+        let counted = |key: &str| key != "metadata" && !(self.has_status && key == "status");
+        let (Some(a), Some(b)) = (new.as_object(), old.as_object()) else { return };
+        let changed = a.iter().any(|(k, v)| counted(k) && b.get(k) != Some(v))
+            || b.keys().any(|k| counted(k) && !a.contains_key(k));
+        let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + i64::from(changed);
+        meta::set(new, "generation", generation);
     }
 
-    pub fn prepare_for_status_update(&self, _new: &mut Value, _old: &Value) {
-        match *self {}
+    pub fn prepare_for_status_update(&self, new: &mut Value, old: &Value) {
+        let (status, managed) = (new.get("status").cloned(), new["metadata"]["managedFields"].clone());
+        let version = meta::text(new, "resourceVersion").to_owned();
+        *new = old.clone();
+        meta::set(new, "resourceVersion", version);
+        if managed.is_null() {
+            meta::clear(new, "managedFields");
+        } else {
+            meta::set(new, "managedFields", managed);
+        }
+        if let Some(members) = new.as_object_mut() {
+            match status {
+                Some(status) => members.insert("status".to_owned(), status),
+                None => members.remove("status"),
+            };
+        }
     }
 
-    pub fn validate(&self, _object: &Value) -> Vec<FieldError> {
-        match *self {}
+    /// Fills in the schema's defaults.
+    pub fn defaults(&self, object: &mut Value) {
+        if self.has_defaults {
+            apimachinery::defaults::apply(object, &self.storage_schema);
+        }
     }
 
-    pub fn selectable_fields(&self, _object: &Value) -> Vec<(&'static str, String)> {
-        match *self {}
+    pub fn validate(&self, object: &Value) -> Vec<FieldError> {
+        self.validator.validate(object)
+    }
+
+    pub fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
+        fields(&self.selectable, object)
     }
 
     /// Whether stored bytes are what clients of this version see.
     pub fn reads_verbatim(&self) -> bool {
-        match *self {}
+        !self.has_defaults && self.api_version == self.storage_api_version && !self.by_webhook
     }
 
     pub fn columns(&self) -> Vec<Value> {
-        match *self {}
+        self.table.columns.clone()
     }
 
-    pub fn cells(&self, _object: &Value, _now: Timestamp) -> Vec<Value> {
-        match *self {}
+    pub fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
+        self.table.row(object, now)
     }
 
-    pub fn scale(&self) -> Option<api::scale::Scale> {
-        match *self {}
+    pub fn scale(&self) -> Option<Scale> {
+        self.scale
     }
 
-    pub fn schema(&self) -> Option<&apimachinery::schema::Schema> {
-        match *self {}
+    pub fn schema(&self) -> Option<&Schema> {
+        Some(&self.schema)
     }
 
-    pub fn storage_schema(&self) -> Option<&apimachinery::schema::Schema> {
-        match *self {}
+    pub fn storage_schema(&self) -> Option<&Schema> {
+        Some(&self.storage_schema)
     }
 
     /// What a write through the main resource, or `status`, cannot change.
-    pub fn reset_fields(&self, _status: bool) -> &'static [&'static [&'static str]] {
-        match *self {}
+    pub fn reset_fields(&self, status: bool) -> &'static [&'static [&'static str]] {
+        const STATUS: &[&[&str]] = &[&["status"]];
+        const REST: &[&[&str]] = &[&["spec"], &["metadata"]];
+        match (status, self.has_status) {
+            (true, _) => REST,
+            (false, true) => STATUS,
+            (false, false) => &[],
+        }
     }
 
     /// The resource for OpenAPI documents.
-    pub fn open_api(&self, _entry: &crate::registry::Entry) -> apimachinery::openapi::CustomResource {
-        match *self {}
+    pub fn open_api(&self, entry: &Entry) -> apimachinery::openapi::CustomResource {
+        apimachinery::openapi::CustomResource {
+            group: entry.group.clone(),
+            version: entry.version.clone(),
+            plural: entry.resource.clone(),
+            kind: entry.kind.clone(),
+            list_kind: entry.list_kind.clone(),
+            namespaced: entry.namespaced,
+            schema: self.open_api.clone(),
+            preserve_unknown: self.preserve_unknown,
+            status: self.has_status,
+            scale: self.scale.is_some(),
+            selectable_fields: self.selectable_fields.clone(),
+        }
     }
 
     /// Changes whenever what is published about the resource does.
-    pub fn fingerprint(&self) -> String {
-        match *self {}
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
-    pub fn from_storage(&self, _object: &mut Value) -> Result<(), Status> {
-        match *self {}
+    pub fn from_storage(&self, object: &mut Value) -> Result<(), Status> {
+        self.convert(object, &self.api_version)?;
+        if self.has_defaults {
+            apimachinery::defaults::apply(object, &self.schema);
+        }
+        Ok(())
     }
 
-    pub fn to_storage(&self, _object: &mut Value) -> Result<(), Status> {
-        match *self {}
+    pub fn to_storage(&self, object: &mut Value) -> Result<(), Status> {
+        self.convert(object, &self.storage_api_version)
+    }
+
+    fn convert(&self, object: &mut Value, to: &str) -> Result<(), Status> {
+        let from = object["apiVersion"].as_str().unwrap_or_default();
+        if from == to {
+            return Ok(());
+        }
+        if self.by_webhook {
+            return Err(Status::internal(format!(
+                "conversion from {from} to {to}: conversion webhooks are not supported by this server"
+            )));
+        }
+        object["apiVersion"] = json!(to);
+        Ok(())
     }
 }

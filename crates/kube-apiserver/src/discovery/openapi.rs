@@ -35,7 +35,11 @@ pub struct OpenApi {
     made: Mutex<HashMap<String, Document>>,
 }
 
-fn customs<'a>(table: &'a Table, group: &'a str, version: &'a str) -> impl Iterator<Item = CustomResource> + 'a {
+fn customs<'a>(
+    table: &'a Table,
+    group: &'a str,
+    version: &'a str,
+) -> impl Iterator<Item = CustomResource> + 'a {
     let resources = table.version(group, version);
     resources.into_iter().flatten().filter_map(|(_, e)| e.custom.as_ref().map(|c| c.open_api(e)))
 }
@@ -59,7 +63,12 @@ fn fingerprint(table: &Table, group: &str, version: &str) -> String {
 }
 
 impl OpenApi {
-    fn document(&self, path: &str, fingerprint: &str, make: impl FnOnce() -> Option<Vec<u8>>) -> Option<Document> {
+    fn document(
+        &self,
+        path: &str,
+        fingerprint: &str,
+        make: impl FnOnce() -> Option<Vec<u8>>,
+    ) -> Option<Document> {
         if let Some(there) = self.made.lock().get(path).filter(|d| d.fingerprint == fingerprint) {
             return Some(there.clone());
         }

@@ -65,20 +65,6 @@ fn own_user() -> UserInfo {
     UserInfo::new("system:apiserver", &[SYSTEM_MASTERS])
 }
 
-fn own_write<'a>(registry: &'a Registry, entry: &'a Entry, user: &'a UserInfo) -> Write<'a> {
-    Write {
-        registry,
-        entry,
-        subresource: "",
-        user,
-        policy: None,
-        dry_run: false,
-        manager: "kube-apiserver".to_owned(),
-        options: Value::Null,
-        warnings: Vec::new(),
-    }
-}
-
 #[async_trait]
 impl Writer for Access {
     async fn create(
@@ -92,7 +78,7 @@ impl Writer for Access {
         crate::wire::complete(&mut object, &entry)?;
         super::output::to_storage(&entry, &mut object)?;
         let namespace = meta::text(&object, "namespace").to_owned();
-        own_write(&self.0, &entry, &user).create(&namespace, object).await.map(|w| w.object)
+        Write::own(&self.0, &entry, &user).create(&namespace, object).await.map(|w| w.object)
     }
 
     async fn update(
@@ -108,7 +94,7 @@ impl Writer for Access {
         super::output::to_storage(&entry, &mut object)?;
         let (namespace, name) =
             (meta::text(&object, "namespace").to_owned(), meta::text(&object, "name").to_owned());
-        let mut write = Write { subresource, ..own_write(&self.0, &entry, &user) };
+        let mut write = Write { subresource, ..Write::own(&self.0, &entry, &user) };
         write.update(&namespace, &name, Change::Replace(object)).await.map(|w| w.object)
     }
 
@@ -126,7 +112,7 @@ impl Writer for Access {
 
     async fn delete(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<(), Status> {
         let (entry, user) = (self.entry(group, "", resource)?, own_user());
-        let mut write = own_write(&self.0, &entry, &user);
+        let mut write = Write::own(&self.0, &entry, &user);
         write.delete(namespace, name, &DeleteOptions::default()).await.map(|_| ())
     }
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::write::{Write, encode};
 use super::{Entry, Stored, meta, unchanged};
+use crate::custom;
 use crate::seams::{AdmissionRequest, Operation};
 
 const ORPHAN: &str = "orphan";
@@ -94,7 +95,13 @@ pub fn plan(entry: &Entry, old: &Value, options: &DeleteOptions, now: Timestamp)
     }
     let mut new = old.clone();
     let finalizers = meta::finalizers(old);
-    let wanted = finalizers_for(entry.strategy.default_garbage_collection_policy(), &finalizers, options);
+    let mut wanted = finalizers_for(entry.strategy.default_garbage_collection_policy(), &finalizers, options);
+    if entry.is("apiextensions.k8s.io", "customresourcedefinitions")
+        && !meta::is_deleting(old)
+        && !wanted.iter().any(|f| f == custom::controller::CLEANUP)
+    {
+        wanted.push(custom::controller::CLEANUP.to_owned());
+    }
     if wanted != finalizers {
         if wanted.is_empty() {
             meta::clear(&mut new, "finalizers");

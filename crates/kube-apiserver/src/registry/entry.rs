@@ -6,6 +6,7 @@ use std::sync::Arc;
 use api::Strategy;
 use apimachinery::resources::ResourceInfo;
 use apimachinery::schema::Schema;
+use serde_json::Value;
 
 use crate::cache::{Cache, ResourceCache, ResourceKind};
 use crate::custom::CustomResource;
@@ -73,6 +74,14 @@ impl Entry {
             Some(custom) => custom.storage_schema(),
             None if self.is_storage_version() => self.builtin_schema,
             None => apimachinery::schema::for_kind(&self.storage_group, &self.storage_version, &self.kind),
+        }
+    }
+
+    /// Fills in what was left out.
+    pub fn defaults(&self, object: &mut Value) {
+        match &self.custom {
+            Some(custom) => custom.defaults(object),
+            None => self.strategy.defaults(object),
         }
     }
 

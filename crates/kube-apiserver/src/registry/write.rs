@@ -52,6 +52,23 @@ pub struct Written {
     pub created: bool,
 }
 
+impl<'a> Write<'a> {
+    /// A write of the server's own, which no admission sees.
+    pub fn own(registry: &'a Registry, entry: &'a Entry, user: &'a UserInfo) -> Write<'a> {
+        Write {
+            registry,
+            entry,
+            subresource: "",
+            user,
+            policy: None,
+            dry_run: false,
+            manager: "kube-apiserver".to_owned(),
+            options: Value::Null,
+            warnings: Vec::new(),
+        }
+    }
+}
+
 impl Write<'_> {
     fn invalid(&self, name: &str, errors: Vec<FieldError>) -> Result<(), Status> {
         if errors.is_empty() {
@@ -103,7 +120,7 @@ impl Write<'_> {
         if !meta::text(&object, "resourceVersion").is_empty() {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
-        entry.strategy.defaults(&mut object);
+        entry.defaults(&mut object);
         ownership::created(self, &mut object);
         self.finish_create(namespace, object).await
     }
@@ -118,7 +135,7 @@ impl Write<'_> {
         let name = meta::text(&object, "name").to_owned();
         let namespace_seen = if entry.is("", "namespaces") { name.clone() } else { namespace.to_owned() };
         self.admit(Operation::Create, &namespace_seen, &name, &mut object, None, false).await?;
-        entry.strategy.defaults(&mut object);
+        entry.defaults(&mut object);
         let metadata = meta::metadata(&mut object);
         metadata.remove("selfLink");
         metadata.insert("uid".to_owned(), apimachinery::names::uid().into());
@@ -326,7 +343,7 @@ impl Write<'_> {
                     ));
                 }
                 let mut object = ownership::applied(self, None, config, *force)?;
-                entry.strategy.defaults(&mut object);
+                entry.defaults(&mut object);
                 meta::clear(&mut object, "resourceVersion");
                 self.finish_create(namespace, object).await
             }
@@ -384,13 +401,13 @@ impl Write<'_> {
         if meta::text(&new, "name").is_empty() {
             meta::set(&mut new, "name", name);
         }
-        entry.strategy.defaults(&mut new);
+        entry.defaults(&mut new);
         if !matches!(change, Change::Apply { .. }) {
             ownership::updated(self, old, &mut new);
         }
         let namespace_seen = if entry.is("", "namespaces") { name } else { namespace };
         self.admit(Operation::Update, namespace_seen, name, &mut new, Some(old), false).await?;
-        entry.strategy.defaults(&mut new);
+        entry.defaults(&mut new);
         meta::clear(&mut new, "selfLink");
         let errors = if self.subresource.is_empty() {
             entry.strategy.prepare_for_update(&mut new, old);
