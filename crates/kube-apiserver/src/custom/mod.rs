@@ -1,7 +1,6 @@
 //! Custom resources: what a CustomResourceDefinition adds to a row of the table.
 
 pub mod controller;
-pub mod validation;
 
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
@@ -12,6 +11,7 @@ use api::table::custom::CustomTable;
 use apimachinery::object::Encoded;
 use apimachinery::schema::Schema;
 use apimachinery::status::{FieldError, Status};
+use apimachinery::structural::Validator;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -20,7 +20,6 @@ use crate::cache::{ResourceCache, ResourceKind};
 use crate::registry::Entry;
 use crate::registry::entry::{Subresource, api_version};
 use crate::registry::meta;
-use validation::Validator;
 
 /// What is the same for all custom resources.
 static NAMESPACED: Rules = Rules { namespaced: true, unconditional_update: false, ..DEFAULT };
@@ -164,7 +163,7 @@ pub fn entries(definition: &Encoded, value: &Value, cache: &Arc<ResourceCache>) 
             schema: if name == storage_version { storage_schema.clone() } else { schema_of(version) },
             storage_schema: storage_schema.clone(),
             has_defaults: has_default(&open_api),
-            validator: Validator::new(open_api.clone()),
+            validator: Validator::new(&open_api),
             table: CustomTable::new(version),
             selectable: selectable.clone(),
             labels: labels.filter_map(|f| f["jsonPath"].as_str().map(|p| plain_path(p).to_owned())).collect(),
