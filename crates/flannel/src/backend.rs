@@ -306,6 +306,10 @@ mod tests {
     }
 
     fn talk(from: &Namespace, to: &Namespace, address: &'static str) -> bool {
+        talk_within(from, to, address, Duration::from_secs(5))
+    }
+
+    fn talk_within(from: &Namespace, to: &Namespace, address: &'static str, patience: Duration) -> bool {
         let listener = to.run(|| TcpListener::bind("0.0.0.0:80").unwrap());
         let server = std::thread::spawn(move || {
             if let Ok((mut stream, _)) = listener.accept() {
@@ -313,9 +317,7 @@ mod tests {
             }
         });
         let reached = from.run(move || {
-            let Ok(mut stream) =
-                TcpStream::connect_timeout(&address.parse().unwrap(), Duration::from_millis(700))
-            else {
+            let Ok(mut stream) = TcpStream::connect_timeout(&address.parse().unwrap(), patience) else {
                 return false;
             };
             let mut all = vec![];
@@ -353,7 +355,8 @@ mod tests {
             assert!(talk(&a.namespace, &b.namespace, "10.244.2.1:80"), "{backend:?}");
             let mut third = a.start(backend);
             third.sweep("10.244.0.0/16".parse().unwrap()).unwrap();
-            assert!(!talk(&a.namespace, &b.namespace, "10.244.2.1:80"), "{backend:?}");
+            let moment = Duration::from_millis(700);
+            assert!(!talk_within(&a.namespace, &b.namespace, "10.244.2.1:80", moment), "{backend:?}");
             // A node under a new name with the old one's subnet, then the old one's removal.
             third.set("b2", Some(pb.clone())).unwrap();
             third.set("b", Some(pb.clone())).unwrap();

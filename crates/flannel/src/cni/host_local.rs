@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::Request;
-use super::types::{Address, Doing, Error, Route, Success};
+use super::types::{Address, Doing, Error, Route, Success, lower_keys};
 
 const DATA_DIR: &str = "/var/lib/cni/networks";
 
@@ -32,7 +32,9 @@ struct Ipam {
 #[serde(rename_all = "camelCase", default)]
 struct RangeConfig {
     subnet: Option<IpNet>,
+    #[serde(alias = "rangestart")]
     range_start: Option<IpAddr>,
+    #[serde(alias = "rangeend")]
     range_end: Option<IpAddr>,
     gateway: Option<IpAddr>,
 }
@@ -130,7 +132,7 @@ fn plan(request: &Request) -> Result<Plan, Error> {
     }
     // What the runtime asks for comes on top of, and before, what is configured.
     if let Some(value) = request.config["runtimeConfig"].get("ipRanges") {
-        let dynamic: Vec<Vec<RangeConfig>> = serde_json::from_value(value.clone())
+        let dynamic: Vec<Vec<RangeConfig>> = serde_json::from_value(lower_keys(value))
             .map_err(|e| Error::config(format!("failed to read runtimeConfig.ipRanges: {e}")))?;
         for (at, set) in dynamic.iter().filter(|s| !s.is_empty()).enumerate() {
             sets.insert(at, set.iter().map(RangeConfig::complete).collect::<Result<_, _>>()?);

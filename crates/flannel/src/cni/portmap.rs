@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::types::{Doing, Error, INVALID_CONFIG, PortMapping, Success};
+use super::types::{Doing, Error, INVALID_CONFIG, PortMapping, Success, lower_keys};
 use super::{Request, sysctl};
 use crate::netlink::Netlink;
 use crate::nft;
@@ -26,7 +26,7 @@ fn mappings(request: &Request) -> Result<Vec<PortMapping>, Error> {
     if value.is_null() {
         return Ok(vec![]);
     }
-    let mut mappings: Vec<PortMapping> = Vec::deserialize(value)
+    let mut mappings: Vec<PortMapping> = Vec::deserialize(lower_keys(value))
         .map_err(|e| Error::config(format!("failed to parse config: invalid portMappings: {e}")))?;
     mappings.retain(|m| m.host_port != 0);
     for m in &mut mappings {
@@ -285,8 +285,8 @@ mod tests {
     fn mappings_become_elements() {
         let mappings = mappings(&request(json!([
             {"hostPort": 8080, "containerPort": 80, "protocol": "TCP"},
-            {"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "10.0.0.9"},
-            {"hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "fd00::1"},
+            {"HostPort": 53, "ContainerPort": 5353, "Protocol": "udp", "HostIP": "10.0.0.9"},
+            {"HostPort": 53, "ContainerPort": 5353, "Protocol": "udp", "HostIP": "fd00::1"},
             {"hostPort": 0, "containerPort": 1}
         ])))
         .unwrap();

@@ -130,14 +130,27 @@ impl Success {
 
 /// A port mapping as the runtime hands it to `portmap`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct PortMapping {
+    #[serde(rename = "hostport")]
     pub host_port: u16,
+    #[serde(rename = "containerport")]
     pub container_port: u16,
     #[serde(default)]
     pub protocol: String,
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostip")]
     pub host_ip: String,
+}
+
+/// The same value with the keys of its objects in lower case. Runtimes disagree on the case of what they pass at run
+/// time (containerd says `HostPort`), and the reference plugins, written in Go, do not care.
+pub fn lower_keys(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            map.iter().map(|(k, v)| (k.to_ascii_lowercase(), lower_keys(v))).collect::<Map<_, _>>().into()
+        }
+        Value::Array(list) => list.iter().map(lower_keys).collect(),
+        other => other.clone(),
+    }
 }
 
 /// Name and value of `CNI_ARGS` (`A=1;B=2`).

@@ -86,7 +86,7 @@ impl Namespace {
         let to: SocketAddr = to.parse().unwrap();
         self.run(move || {
             let mut stream =
-                TcpStream::connect_timeout(&to, Duration::from_millis(600)).map_err(|e| e.kind())?;
+                TcpStream::connect_timeout(&to, Duration::from_millis(2000)).map_err(|e| e.kind())?;
             stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
             let mut out = String::new();
             stream.read_to_string(&mut out).map_err(|e| e.kind())?;
@@ -189,6 +189,16 @@ fn services_forward() {
     c.node.nft(table.sweep(Instant::now() + Duration::from_secs(2)));
     c.node.nft(change(&mut table, None));
     assert_eq!(c.a.ask("10.96.0.10:80"), Err(ErrorKind::TimedOut));
+
+    // An endpoint that is the node itself, as cluster DNS and the API server are.
+    c.node.serve(8080, "node");
+    c.node.nft(change(&mut table, Some(rules(&svc, &[slice("TCP", 8080, &[("192.0.2.1", "n1")])]))));
+    assert_eq!(c.a.ask("10.96.0.10:80").unwrap(), "node 10.244.0.2");
+    for (from, to) in
+        [(&c.node, "10.96.0.10:80"), (&c.node, "127.0.0.1:30080"), (&c.outside, "192.0.2.1:30080")]
+    {
+        assert!(from.ask(to).unwrap().starts_with("node "), "{to}");
+    }
 
     // Policy Local keeps the outsider's address.
     let mut local = node_port;
