@@ -219,6 +219,12 @@ pub fn encode_event(kind: &str, object: &Value, accept: Accept) -> Option<Bytes>
     Some(out.into())
 }
 
+/// One frame of a protobuf watch, straight from the stored bytes; for the storage version of built-in kinds.
+pub fn protobuf_event(kind: &str, object: &Encoded, schema: &Schema) -> Option<Bytes> {
+    let object = protobuf::transcode_json(&object.to_json(), schema).ok()?;
+    Some(protobuf::watch_frame(kind, &object).into())
+}
+
 /// A list in protobuf, straight from the stored bytes.
 pub fn protobuf_list(
     show: Show<'_>,
@@ -228,7 +234,12 @@ pub fn protobuf_list(
     let Some(schema) = show.entry.schema() else { return Ok(None) };
     let mut messages = Vec::with_capacity(items.len());
     for object in items {
-        messages.push(protobuf::encode_message(&show.value(object)?, schema));
+        // Stored bytes need no detour through a value.
+        messages.push(if show.entry.is_storage_version() {
+            protobuf::transcode_message(&object.to_json(), schema).map_err(Status::internal)?
+        } else {
+            protobuf::encode_message(&show.value(object)?, schema)
+        });
     }
     let bytes = protobuf::encode_list(
         &show.entry.api_version(),

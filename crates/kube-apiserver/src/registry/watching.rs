@@ -92,11 +92,11 @@ impl Encoder {
         if self.accept.encoding == Encoding::Protobuf
             && self.accept.view == View::Whole
             && self.entry.custom.is_none()
+            // Frames are shared by watchers of all versions, so only what is stored goes into them.
+            && self.entry.is_storage_version()
+            && let Some(schema) = self.entry.builtin_schema
         {
-            let show = self.show();
-            return frame.protobuf(kind, |kind, object| {
-                wire::encode_event(kind.name(), &show.single(object).ok()?, show.accept)
-            });
+            return frame.protobuf(kind, |kind, object| wire::protobuf_event(kind.name(), object, schema));
         }
         self.object(kind, &frame.event.object_for(kind))
     }
