@@ -74,7 +74,7 @@ impl Authenticator for Chain {
             match request_header.user(&credentials) {
                 Ok(Some(user)) => return Ok(authenticated(user)),
                 Ok(None) => {}
-                Err(()) => rejected = true,
+                Err(request_header::NotAllowed) => rejected = true,
             }
         }
         if let Some(x509) = &self.x509

@@ -8,6 +8,10 @@ use apimachinery::user::UserInfo;
 use super::x509::{Verifier, common_name};
 use crate::seams::Credentials;
 
+/// A proxy with a trusted certificate but a name that is not allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotAllowed;
+
 /// Trusts the headers of clients whose certificate the front-proxy CA signed.
 pub struct RequestHeader {
     verifier: Verifier,
@@ -44,7 +48,7 @@ impl RequestHeader {
     }
 
     /// `Ok(None)` when this is no front proxy; `Err` when it claims to be one and may not.
-    pub fn user(&self, credentials: &Credentials<'_>) -> Result<Option<UserInfo>, ()> {
+    pub fn user(&self, credentials: &Credentials<'_>) -> Result<Option<UserInfo>, NotAllowed> {
         let Some(leaf) = credentials.peer_certificates.first() else { return Ok(None) };
         let first = |names: &[String]| {
             names
@@ -60,7 +64,7 @@ impl RequestHeader {
         }
         let allowed = &self.options.allowed_names;
         if !allowed.is_empty() && !common_name(leaf).is_some_and(|cn| allowed.contains(&cn)) {
-            return Err(());
+            return Err(NotAllowed);
         }
         let groups = self.options.group_headers.iter().flat_map(|n| credentials.headers.get_all(n.as_str()));
         let groups = groups.filter_map(|v| v.to_str().ok()).map(str::to_owned).collect();

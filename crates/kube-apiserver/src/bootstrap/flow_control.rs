@@ -154,3 +154,41 @@ pub fn defaults() -> Vec<(&'static str, Value)> {
     });
     levels.chain(schemas).collect()
 }
+
+/// A flow schema with the condition that tells whether its priority level exists, or `None` when it has it.
+pub fn with_condition(schema: &Value, level_exists: bool, now: &str) -> Option<Value> {
+    let level = schema["spec"]["priorityLevelConfiguration"]["name"].as_str().unwrap_or_default();
+    let (status, reason, words) = if level_exists {
+        ("False", "Found", "and it exists")
+    } else {
+        ("True", "NotFound", "but there is no such object")
+    };
+    let message =
+        format!("This FlowSchema references the PriorityLevelConfiguration object named {level:?} {words}");
+    let mut conditions = schema["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    if conditions.iter().any(|c| c["type"] == "Dangling" && c["status"] == status && c["reason"] == reason) {
+        return None;
+    }
+    conditions.retain(|c| c["type"] != "Dangling");
+    conditions.push(json!({"type": "Dangling", "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": now}));
+    let mut schema = schema.clone();
+    schema["status"]["conditions"] = Value::Array(conditions);
+    Some(schema)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_are_set_once() {
+        for (resource, schema) in defaults().into_iter().filter(|(r, _)| *r == "flowschemas") {
+            let told = with_condition(&schema, true, "now").unwrap_or_else(|| panic!("{resource}"));
+            assert_eq!(told["status"]["conditions"][0]["status"], "False");
+            assert!(with_condition(&told, true, "later").is_none());
+            let gone = with_condition(&told, false, "later").unwrap();
+            assert_eq!(gone["status"]["conditions"].as_array().unwrap().len(), 1);
+        }
+    }
+}

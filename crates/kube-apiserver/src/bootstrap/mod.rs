@@ -240,9 +240,14 @@ impl Bootstrap {
         let mut services = self.objects.changes("", "services");
         let mut slices = self.objects.changes("discovery.k8s.io", "endpointslices");
         let mut endpoints = self.objects.changes("", "endpoints");
+        let mut schemas = self.objects.changes(FLOW_CONTROL, "flowschemas");
+        let mut levels = self.objects.changes(FLOW_CONTROL, "prioritylevelconfigurations");
         loop {
-            roles.mark_unchanged();
+            for changes in [&mut roles, &mut schemas, &mut levels] {
+                changes.mark_unchanged();
+            }
             self.aggregate().await;
+            self.flow_schema_conditions().await;
             let missing = self.namespaces();
             self.ensure_all(missing).await;
             self.ensure_kubernetes_service().await;
@@ -252,12 +257,28 @@ impl Bootstrap {
             let changed = tokio::select! {
                 r = namespaces.changed() => r,
                 r = roles.changed() => r,
+                r = schemas.changed() => r,
+                r = levels.changed() => r,
                 r = services.changed() => { tokio::time::sleep(REST).await; r }
                 r = slices.changed() => { tokio::time::sleep(REST).await; r }
                 r = endpoints.changed() => { tokio::time::sleep(REST).await; r }
             };
             if changed.is_err() {
                 return;
+            }
+        }
+    }
+
+    async fn flow_schema_conditions(&self) {
+        for schema in self.objects.list(FLOW_CONTROL, "flowschemas", None) {
+            let Ok(value) = schema.to_value() else { continue };
+            let level = value["spec"]["priorityLevelConfiguration"]["name"].as_str().unwrap_or_default();
+            let exists = self.objects.get(FLOW_CONTROL, "prioritylevelconfigurations", "", level).is_some();
+            let now = self.clock.now_rfc3339();
+            if let Some(told) = flow_control::with_condition(&value, exists, &now)
+                && let Err(error) = self.writer.update(FLOW_CONTROL, "v1", "flowschemas/status", told).await
+            {
+                tracing::debug!(%error, "flow schema condition not written; its next change tries again");
             }
         }
     }

@@ -111,7 +111,7 @@ pub fn charge(
         for (resource_name, before) in usage::usage(group, resource, old, now) {
             if let Some(amount) = delta.get_mut(&resource_name) {
                 let less = *amount - before;
-                *amount = if less.sign() < 0 { less - less } else { less };
+                *amount = if less.sign() < 0 { Quantity::new(0, less.format()) } else { less };
             }
         }
     }
