@@ -2,6 +2,7 @@
 //! should be done, with a thin layer around it that reads keys from a queue and carries the plan out.
 
 mod config;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod endpoints;
@@ -16,6 +17,7 @@ mod podgc;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
+mod statefulset;
 mod support;
 mod tainteviction;
 mod ttlafterfinished;
