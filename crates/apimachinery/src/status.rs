@@ -284,6 +284,11 @@ impl Status {
         status
     }
 
+    /// 500 without a reason: what upstream answers where an error has no status of its own.
+    pub fn unknown(message: impl Into<String>) -> Status {
+        Status::failure(500, "", message)
+    }
+
     pub fn request_entity_too_large(message: impl Display) -> Status {
         Status::failure(413, "RequestEntityTooLarge", format!("Request entity too large: {message}"))
     }

@@ -80,15 +80,20 @@ pub struct Decoded {
 #[error("{message}")]
 pub struct DecodeError {
     pub message: String,
+    /// Whether the message stands for itself, as a failure of the server.
+    unknown: bool,
 }
 
 impl DecodeError {
     pub fn new(message: impl Into<String>) -> DecodeError {
-        DecodeError { message: message.into() }
+        DecodeError { message: message.into(), unknown: false }
     }
 
     /// The 400 that upstream answers to a body that is no `kind` of `version`.
     pub fn to_status(&self, kind: &str, version: &str) -> Status {
+        if self.unknown {
+            return Status::unknown(self.message.clone());
+        }
         Status::bad_request(format!(
             "{kind} in version {} cannot be handled as a {kind}: {}",
             quote(version),
@@ -109,13 +114,53 @@ pub fn decode(
 
 /// As [`decode`], but values stay as they were written: zero values are neither dropped nor added. What an applied
 /// configuration mentions matters, not what it amounts to.
+///
+/// Unknown fields are errors whatever the strictness, since nobody could own them.
 pub fn decode_applied(
     bytes: &[u8],
     media_type: MediaType,
     schema: &Schema,
     strictness: Strictness,
 ) -> Result<Decoded, DecodeError> {
-    decode_with(bytes, media_type, schema, strictness, false)
+    let mut decoded = decode_with(bytes, media_type, schema, Strictness::Warn, false)?;
+    let undeclared: Vec<String> = decoded
+        .complaints
+        .iter()
+        .filter_map(|c| c.strip_prefix("unknown field \"")?.strip_suffix('"'))
+        .map(|path| format!(".{path}: field not declared in schema"))
+        .collect();
+    if !undeclared.is_empty() {
+        let message = match &undeclared[..] {
+            [one] => one.clone(),
+            many => format!("errors:\n  {}", many.join("\n  ")),
+        };
+        let message =
+            format!("failed to create typed patch object ({}): {message}", described(&decoded.value));
+        return Err(DecodeError { message, unknown: true });
+    }
+    match strictness {
+        Strictness::Strict if !decoded.complaints.is_empty() => {
+            Err(DecodeError::new(format!("error strict decoding YAML: {}", decoded.complaints.join(", "))))
+        }
+        Strictness::Ignore => {
+            decoded.complaints.clear();
+            Ok(decoded)
+        }
+        _ => Ok(decoded),
+    }
+}
+
+/// `namespace/name; group/version, Kind=kind`, as upstream names an object in errors of applying.
+pub(crate) fn described(object: &Value) -> String {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let version = text("/apiVersion");
+    let slash = if version.contains('/') { "" } else { "/" };
+    format!(
+        "{}/{}; {slash}{version}, Kind={}",
+        text("/metadata/namespace"),
+        text("/metadata/name"),
+        text("/kind")
+    )
 }
 
 /// Brings a value that was put together otherwise (by a patch, by a webhook) into the form [`decode`] answers.
@@ -297,6 +342,24 @@ mod tests {
         let schema = schema::for_kind("", "v1", "Pod").unwrap();
         let text = br#"{"spec":{"hostNetwork":false},"a":1,"b":2}"#;
         let error = decode(text, MediaType::Json, schema, Strictness::Strict).unwrap_err();
+        let undeclared = decode_applied(text, MediaType::Yaml, schema, Strictness::Ignore).unwrap_err();
+        assert_eq!(
+            undeclared.message,
+            "failed to create typed patch object (/; /, Kind=): errors:\n  .a: field not declared in schema\n  .b: field \
+             not declared in schema"
+        );
+        assert_eq!(undeclared.to_status("Pod", "v1").code, 500);
+        let twice = decode_applied(
+            b"spec:\n  nodeName: a\n  nodeName: b\n",
+            MediaType::Yaml,
+            schema,
+            Strictness::Strict,
+        );
+        assert_eq!(
+            twice.unwrap_err().message,
+            "error strict decoding YAML: yaml: unmarshal errors:\n  line 3: key \"nodeName\" already set in map"
+        );
+        let text = br#"{"spec":{"hostNetwork":false}}"#;
         assert_eq!(error.message, r#"strict decoding error: unknown field "a", unknown field "b""#);
         let applied = decode_applied(text, MediaType::Yaml, schema, Strictness::Ignore).unwrap();
         assert_eq!((applied.value, applied.complaints), (json!({"spec": {"hostNetwork": false}}), vec![]));

@@ -20,13 +20,28 @@ pub(super) fn to_json(bytes: &[u8]) -> Result<(Vec<u8>, Vec<String>), DecodeErro
     let (value, complaints) = match parse(serde_saphyr::DuplicateKeyPolicy::Error) {
         Ok(value) => (value, vec![]),
         Err(first) => match parse(serde_saphyr::DuplicateKeyPolicy::LastWins) {
-            Ok(value) => (value, vec![format!("yaml: unmarshal errors:\n  {first}")]),
+            Ok(value) => (value, vec![format!("yaml: unmarshal errors:\n  {}", repeated_key(&first))]),
             Err(e) => {
                 return Err(DecodeError::new(format!("error converting YAML to JSON: yaml: {e}")));
             }
         },
     };
     Ok((super::encode_json(&value), complaints))
+}
+
+/// A parser's complaint about a repeated key, in upstream's words.
+fn repeated_key(error: &serde_saphyr::Error) -> String {
+    let text = error.to_string();
+    let key = text.strip_prefix("duplicate mapping key: ").and_then(|t| t.split(", set ").next());
+    let line = text
+        .rsplit_once("line ")
+        .map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+    match (key, line) {
+        (Some(key), Some(line)) => {
+            format!("line {line}: key {} already set in map", crate::status::quote(key))
+        }
+        _ => text,
+    }
 }
 
 pub(super) fn write(value: &Value) -> String {

@@ -405,8 +405,9 @@ pub fn apply(
         let first = Writer { manager: "before-first-apply", reset_fields: &[], ..*writer };
         give_changes(&mut managers, &schema.blank(), &base, schema, &first, true);
     }
-    let merged = walk::merge(&base, config, schema)
-        .map_err(|e| Status::internal(format!("failed to create typed patch object: {e}")))?;
+    let merged = walk::merge(&base, config, schema).map_err(|e| {
+        Status::unknown(format!("failed to create typed patch object ({}): {e}", codec::described(config)))
+    })?;
 
     let mut own = walk::fields_of(config, Some(schema));
     set::subtract_trees(&mut own, &reset_set(writer.reset_fields));

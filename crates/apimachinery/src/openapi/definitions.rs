@@ -91,7 +91,7 @@ pub(super) fn builtin(flavor: Flavor, schema: &Schema) -> Value {
     let fields = schema.fields();
     if !fields.is_empty() {
         let mut properties: Map<String, Value> =
-            fields.iter().map(|f| (f.name.clone().into_owned(), property(flavor, f))).collect();
+            fields.iter().map(|f| (f.name.clone().into_owned(), property(flavor, schema.name, f))).collect();
         if schema.name.ends_with("List")
             && let Some(Value::Object(items)) = properties.get_mut("items")
         {
@@ -113,8 +113,54 @@ pub(super) fn builtin(flavor: Flavor, schema: &Schema) -> Value {
     Value::Object(out)
 }
 
-fn property(flavor: Flavor, field: &Field) -> Value {
+const API_VERSION: &str = "APIVersion defines which version of the type this object is written in; the server reads every version it serves.";
+const KIND: &str = "Kind is the type of the object, in CamelCase; it cannot be changed.";
+const OBJECT_META: &str = "Standard object's metadata: name, labels, owners and the like.";
+const LIST_META: &str = "Standard list metadata: where the list was read and how to read on.";
+
+/// What the fields of every object mean, for `kubectl explain`.
+fn description(owner: &str, field: &Field) -> &'static str {
+    match &*field.name {
+        "apiVersion" if field.numbers[0] == 0 => API_VERSION,
+        "kind" if field.numbers[0] == 0 => KIND,
+        "metadata" if field.schema.name.ends_with(".ObjectMeta") => OBJECT_META,
+        "metadata" if field.schema.name.ends_with(".ListMeta") => LIST_META,
+        name if owner.ends_with("meta.v1.ObjectMeta") => match name {
+            "annotations" => "Annotations are values under keys, kept for tools; they cannot be selected by.",
+            "creationTimestamp" => {
+                "CreationTimestamp is a timestamp of when the server created the object, in UTC."
+            }
+            "deletionGracePeriodSeconds" => {
+                "Seconds the object has left to end by itself; set while it is being deleted."
+            }
+            "deletionTimestamp" => {
+                "DeletionTimestamp is when the object will be removed; set once deletion was asked for."
+            }
+            "finalizers" => "The object is removed only when this list is empty.",
+            "generateName" => "Prefix of the name that the server makes up where none is given.",
+            "generation" => "Number of the desired state; it grows whenever that changes.",
+            "labels" => "Labels are values under keys by which objects are organized and selected.",
+            "managedFields" => "Who owns which fields.",
+            "name" => "Name, unique among the objects of a resource in a namespace; it cannot be changed.",
+            "namespace" => "Namespace the object lives in; empty for cluster-scoped objects.",
+            "ownerReferences" => "Objects this one depends on; it is collected when all of them are gone.",
+            "resourceVersion" => {
+                "Opaque version of the object, for telling changes and for optimistic writes."
+            }
+            "selfLink" => "No longer set.",
+            "uid" => "Identity of this object in time and space, set by the server.",
+            _ => "",
+        },
+        _ => "",
+    }
+}
+
+fn property(flavor: Flavor, owner: &str, field: &Field) -> Value {
     let mut out = inline(flavor, &field.schema, true);
+    let description = description(owner, field);
+    if !description.is_empty() {
+        out.insert("description".into(), description.into());
+    }
     if let Some(default) = field.default() {
         out.insert("default".into(), default);
     }
@@ -188,6 +234,14 @@ pub fn custom_definition_name(group: &str, version: &str, kind: &str) -> String 
     format!("{}.{version}.{kind}", group.join("."))
 }
 
+fn metadata(flavor: Flavor, name: &str, description: &str) -> Value {
+    let reference = flavor.reference(&format!("{META}{name}"));
+    match flavor {
+        Flavor::V2 => json!({"$ref": reference, "description": description}),
+        Flavor::V3 => json!({"allOf": [{"$ref": reference}], "description": description}),
+    }
+}
+
 /// The definitions of a custom resource and of its list.
 pub(super) fn custom(flavor: Flavor, resource: &CustomResource) -> Vec<(String, Value)> {
     let kind = |kind: &str| json!([{"group": resource.group, "version": resource.version, "kind": kind}]);
@@ -214,11 +268,9 @@ pub(super) fn custom(flavor: Flavor, resource: &CustomResource) -> Vec<(String, 
     } else {
         let properties = object.entry("properties").or_insert_with(|| json!({}));
         if let Value::Object(properties) = properties {
-            let meta = json!({"$ref": flavor.reference(&format!("{META}ObjectMeta"))});
-            let meta = if flavor == Flavor::V3 { json!({"allOf": [meta]}) } else { meta };
-            properties.insert("metadata".into(), meta);
-            properties.insert("apiVersion".into(), json!({"type": "string"}));
-            properties.insert("kind".into(), json!({"type": "string"}));
+            properties.insert("metadata".into(), metadata(flavor, "ObjectMeta", OBJECT_META));
+            properties.insert("apiVersion".into(), json!({"type": "string", "description": API_VERSION}));
+            properties.insert("kind".into(), json!({"type": "string", "description": KIND}));
         }
     }
     object.insert("x-kubernetes-group-version-kind".into(), kind(&resource.kind));
@@ -227,15 +279,13 @@ pub(super) fn custom(flavor: Flavor, resource: &CustomResource) -> Vec<(String, 
     }
     let name = |kind: &str| custom_definition_name(&resource.group, &resource.version, kind);
     let items = json!({"$ref": flavor.reference(&name(&resource.kind))});
-    let meta = json!({"$ref": flavor.reference(&format!("{META}ListMeta"))});
-    let meta = if flavor == Flavor::V3 { json!({"allOf": [meta]}) } else { meta };
     let list = json!({
         "type": "object",
         "required": ["items"],
         "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": meta,
+            "apiVersion": {"type": "string", "description": API_VERSION},
+            "kind": {"type": "string", "description": KIND},
+            "metadata": metadata(flavor, "ListMeta", LIST_META),
             "items": {"type": "array", "items": items},
         },
         "x-kubernetes-group-version-kind": kind(&resource.list_kind),
