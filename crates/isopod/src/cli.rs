@@ -43,6 +43,8 @@ pub enum Command {
         #[command(subcommand)]
         command: ImagesCommand,
     },
+    #[command(flatten)]
+    Component(crate::components::Component),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }

@@ -3,6 +3,7 @@
 
 mod addons;
 mod cli;
+mod components;
 mod down;
 mod images;
 mod leftovers;
@@ -77,6 +78,7 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
             cli::completions(shell);
             Ok(())
         }
+        Command::Component(component) => components::run(component).await,
         Command::Server(flags) => server::run(&flags).await,
         Command::Down { flags, purge } => down::run(&flags, purge).await,
     }

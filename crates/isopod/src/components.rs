@@ -1,0 +1,97 @@
+//! Each component alone, under its own name and with upstream's main flags, talking to any API server over HTTPS.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use client::Client;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Where `isopod up` leaves the kubeconfig.
+const ADMIN_KUBECONFIG: &str = "/etc/isopod/kubeconfig.yaml";
+
+#[derive(Debug, Subcommand)]
+pub enum Component {
+    /// Run the controllers alone
+    KubeControllerManager(Box<kube_controller_manager::Flags>),
+    /// Run the scheduler alone
+    KubeScheduler(Box<kube_scheduler::Flags>),
+    /// Run a node's kubelet alone
+    Kubelet(Box<kubelet::Flags>),
+    /// Run a node's service proxy alone
+    KubeProxy(Box<kube_proxy::Flags>),
+    /// Run a node's pod network alone
+    Flannel(Box<flannel::Flags>),
+    /// Run the cluster's DNS alone
+    ClusterDns(Box<cluster_dns::Flags>),
+}
+
+/// Runs a component until it is told to end.
+pub async fn run(component: Component) -> Result<()> {
+    let shutdown = shutdown_on_signal()?;
+    match component {
+        Component::KubeControllerManager(flags) => {
+            let client = connect(flags.kubeconfig.as_deref(), "kube-controller-manager").await?;
+            Box::pin(kube_controller_manager::run((*flags).into(), client, shutdown)).await
+        }
+        Component::KubeScheduler(flags) => {
+            let client = connect(flags.kubeconfig.as_deref(), "kube-scheduler").await?;
+            Box::pin(kube_scheduler::run(kube_scheduler::Config::default(), client, shutdown)).await
+        }
+        Component::Kubelet(flags) => {
+            let client = connect(flags.kubeconfig.as_deref(), "kubelet").await?;
+            let mut config = kubelet::Config::new(host_name()?, "/var/lib/isopod", "/run/isopod");
+            flags.apply(&mut config)?;
+            Box::pin(kubelet::run(config, client, shutdown)).await
+        }
+        Component::KubeProxy(flags) if flags.cleanup => kube_proxy::cleanup().await,
+        Component::KubeProxy(flags) => {
+            let client = connect(flags.kubeconfig.as_deref(), "kube-proxy").await?;
+            let config = flags.into_config(&host_name()?)?;
+            Box::pin(kube_proxy::run(config, client, shutdown)).await
+        }
+        Component::Flannel(flags) => {
+            let client = connect(flags.kubeconfig_file.as_deref(), "flannel").await?;
+            let node = std::env::var("NODE_NAME").or_else(|_| host_name())?;
+            let config = flags.into_config(&node)?;
+            Box::pin(flannel::run(config, client, shutdown)).await
+        }
+        Component::ClusterDns(flags) => {
+            let client = connect(flags.kubeconfig.as_deref(), "cluster-dns").await?;
+            Box::pin(cluster_dns::run(flags.into_config(), client, shutdown)).await
+        }
+    }
+}
+
+/// The API server of `--kubeconfig`, of `KUBECONFIG`, or of the cluster that `isopod up` started here.
+async fn connect(kubeconfig: Option<&Path>, component: &str) -> Result<Client> {
+    let path = match kubeconfig {
+        Some(path) => path.to_owned(),
+        None => std::env::var_os("KUBECONFIG").map_or_else(|| ADMIN_KUBECONFIG.into(), PathBuf::from),
+    };
+    if !path.exists() {
+        bail!("{} does not exist; say with --kubeconfig how to reach the API server", path.display());
+    }
+    Ok(Client::from_kubeconfig(path, component).await?)
+}
+
+fn host_name() -> Result<String> {
+    let name = nix::unistd::gethostname().context("read the host name")?;
+    Ok(name.to_string_lossy().to_lowercase())
+}
+
+fn shutdown_on_signal() -> Result<CancellationToken> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let shutdown = CancellationToken::new();
+    let told = shutdown.clone();
+    // Lives as long as the process does.
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told.cancel();
+    });
+    Ok(shutdown)
+}
