@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 /// The patch that turns `old` into `new`, or `None` where they say the same.
 pub fn difference(old: &Value, new: &Value) -> Option<Value> {
+    let (old, new) = (plain(old), plain(new));
     let empty = Map::new();
     let old = old.as_object().unwrap_or(&empty);
     let new = new.as_object().unwrap_or(&empty);
@@ -42,6 +43,20 @@ pub fn difference(old: &Value, new: &Value) -> Option<Value> {
     (!patch.is_empty()).then_some(Value::Object(patch))
 }
 
+/// Without what says nothing: absent, null and empty are one and the same in the API.
+fn plain(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let kept = map.iter().map(|(k, v)| (k.clone(), plain(v))).filter(|(_, v)| {
+                !(v.is_null() || v.as_object().is_some_and(Map::is_empty) || v.as_array().is_some_and(Vec::is_empty))
+            });
+            Value::Object(kept.collect())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(plain).collect()),
+        other => other.clone(),
+    }
+}
+
 fn changed_conditions(old: Option<&Value>, new: &Value) -> Vec<Value> {
     let old = old.and_then(Value::as_array).cloned().unwrap_or_default();
     let mut changed = Vec::new();
@@ -77,5 +92,6 @@ mod tests {
                 "conditions": [{"type": "Ready", "status": "True", "reason": null}]})
         );
         assert_eq!(difference(&new, &new), None);
+        assert_eq!(difference(&json!({"a": {"b": {}}, "c": null}), &json!({})), None);
     }
 }

@@ -76,6 +76,8 @@ struct Worker {
     generation: Option<i64>,
     /// The final status reached the API.
     told: bool,
+    /// The last status sent, and the revision of the pod it was sent to.
+    sent: Option<(u64, serde_json::Value)>,
     retry_at: Option<Timestamp>,
     first: bool,
 }
@@ -112,6 +114,7 @@ pub async fn run(kubelet: Arc<Kubelet>, handle: Arc<PodHandle>, stop: Cancellati
         grace: 0,
         generation: None,
         told: false,
+        sent: None,
         retry_at: None,
         first: true,
     };
@@ -239,6 +242,7 @@ impl Worker {
                     Ok(Some(answer)) => self.handle().written(answer),
                     Ok(None) => self.told = true,
                     Err(error) => {
+                        self.sent = None;
                         tracing::warn!(pod = self.handle().name, error, "telling a pod's status");
                         self.retry_at = Some(Timestamp::now() + SignedDuration::from_secs(1));
                     }
@@ -301,17 +305,16 @@ impl Worker {
                     self.tasks.spawn(async move { Done::Cleaned(scene.clean().await) });
                 }
             }
-            Phase::Cleaned => {
-                if self.finish(&pod, &update) {
-                    return None;
-                }
-            }
+            Phase::Cleaned => {}
         }
         let terminating = self.phase != Phase::Running;
         let host_ips = self.scene.kubelet.host_ips.clone();
         let (kubelet, handle) = (self.scene.kubelet.clone(), self.scene.handle.clone());
         self.probes.sync(&kubelet, &handle, &pod, &self.seen, &host_ips, terminating);
         self.tell(&pod, &update, &old);
+        if self.phase == Phase::Cleaned && self.finish(&pod, &update) {
+            return None;
+        }
         self.first = false;
         Some(wake)
     }
@@ -643,6 +646,14 @@ impl Worker {
             self.told = self.phase == Phase::Cleaned;
             return;
         };
+        let sending = (target.resource_version, patch);
+        if self.sent.as_ref() == Some(&sending) {
+            // The API has taken this and shows it otherwise; sending it again would change nothing.
+            self.told = self.phase == Phase::Cleaned;
+            return;
+        }
+        let patch = sending.1.clone();
+        self.sent = Some(sending);
         self.told = false;
         self.status_busy = true;
         let (namespace, name, uid) = (target.namespace().to_owned(), target.name().to_owned(), target.uid().to_owned());
