@@ -140,20 +140,17 @@ impl Cgroups {
         self.make(path)?;
         let totals = pod_totals(pod);
         self.set_shares(path, milli_to_shares(totals.cpu_request))?;
-        if let Some(cpu) = totals.cpu_limit {
-            let quota = (cpu * CPU_PERIOD / 1000).max(1000);
-            if self.v2 {
-                self.write("cpu", path, "cpu.max", &format!("{quota} {CPU_PERIOD}"))?;
-            } else {
-                self.write("cpu", path, "cpu.cfs_period_us", &CPU_PERIOD.to_string())?;
-                self.write("cpu", path, "cpu.cfs_quota_us", &quota.to_string())?;
-            }
+        let quota = totals.cpu_limit.map(|cpu| (cpu * CPU_PERIOD / 1000).max(1000));
+        if self.v2 {
+            let quota = quota.map_or_else(|| "max".to_owned(), |q| q.to_string());
+            self.write("cpu", path, "cpu.max", &format!("{quota} {CPU_PERIOD}"))?;
+            let memory = totals.memory_limit.map_or_else(|| "max".to_owned(), |m| m.to_string());
+            self.write("memory", path, "memory.max", &memory)
+        } else {
+            self.write("cpu", path, "cpu.cfs_period_us", &CPU_PERIOD.to_string())?;
+            self.write("cpu", path, "cpu.cfs_quota_us", &quota.unwrap_or(-1).to_string())?;
+            self.write("memory", path, "memory.limit_in_bytes", &totals.memory_limit.unwrap_or(-1).to_string())
         }
-        if let Some(memory) = totals.memory_limit {
-            let file = if self.v2 { "memory.max" } else { "memory.limit_in_bytes" };
-            self.write("memory", path, file, &memory.to_string())?;
-        }
-        Ok(())
     }
 
     /// Removes what is left of a pod's group; processes in it are already gone.

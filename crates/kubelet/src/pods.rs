@@ -187,14 +187,6 @@ impl Pods {
         self.by_uid.read().values().cloned().collect()
     }
 
-    pub fn len(&self) -> usize {
-        self.by_uid.read().len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     pub fn insert(&self, handle: Arc<PodHandle>) {
         self.by_uid.write().insert(handle.uid.clone(), handle);
     }

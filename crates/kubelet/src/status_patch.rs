@@ -73,6 +73,12 @@ fn changed_conditions(old: Option<&Value>, new: &Value) -> Vec<Value> {
         }
         changed.push(condition);
     }
+    for was in &old {
+        // Others' conditions are in both; one that is missing is an own one that ended.
+        if !new.as_array().is_some_and(|n| n.iter().any(|c| c["type"] == was["type"])) {
+            changed.push(json!({"$patch": "delete", "type": was["type"]}));
+        }
+    }
     changed
 }
 

@@ -708,6 +708,8 @@ pub struct ImageStatusRequest {
 pub struct ImageStatusResponse {
     #[prost(message, optional, tag = "1")]
     pub image: Option<Image>,
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub info: BTreeMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -970,6 +972,44 @@ pub struct TaskExit {
     pub pid: u32,
     #[prost(uint32, tag = "4")]
     pub exit_status: u32,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ViewSnapshotRequest {
+    #[prost(string, tag = "1")]
+    pub snapshotter: String,
+    #[prost(string, tag = "2")]
+    pub key: String,
+    #[prost(string, tag = "3")]
+    pub parent: String,
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub labels: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SnapshotRequest {
+    #[prost(string, tag = "1")]
+    pub snapshotter: String,
+    #[prost(string, tag = "2")]
+    pub key: String,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SnapshotMounts {
+    #[prost(message, repeated, tag = "1")]
+    pub mounts: Vec<SnapshotMount>,
+}
+
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SnapshotMount {
+    #[prost(string, tag = "1")]
+    pub r#type: String,
+    #[prost(string, tag = "2")]
+    pub source: String,
+    #[prost(string, tag = "3")]
+    pub target: String,
+    #[prost(string, repeated, tag = "4")]
+    pub options: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -26,6 +26,8 @@ pub const PRE_STOP_ANNOTATION: &str = "io.kubernetes.container.preStopHandler";
 pub const PORTS_ANNOTATION: &str = "io.kubernetes.container.ports";
 pub const GRACE_ANNOTATION: &str = "io.kubernetes.pod.terminationGracePeriod";
 
+const SNAPSHOTS: &str = "containerd.services.snapshots.v1.Snapshots";
+
 /// The longest a call without its own time limit may take. Image pulls have none; the caller bounds them.
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Logs and command output may come in one message.
@@ -108,7 +110,12 @@ impl Cri {
             let path = http::uri::PathAndQuery::try_from(format!("/{service}/{method}"))
                 .map_err(|e| CriError::Failed(e.to_string()))?;
             let codec = tonic_prost::ProstCodec::<Req, Resp>::default();
-            Ok(grpc.unary(tonic::Request::new(request), path, codec).await?.into_inner())
+            let mut request = tonic::Request::new(request);
+            if service.starts_with("containerd.") {
+                let namespace = tonic::metadata::MetadataValue::from_static("k8s.io");
+                request.metadata_mut().insert("containerd-namespace", namespace);
+            }
+            Ok(grpc.unary(request, path, codec).await?.into_inner())
         };
         match timeout {
             None => work.await,
@@ -342,6 +349,42 @@ impl Cri {
             .image("ImageStatus", ImageStatusRequest { image: Some(image_spec(image)), verbose: false })
             .await?;
         Ok(response.image.filter(|i| !i.id.is_empty()))
+    }
+
+    /// What the snapshotter knows an image's files by.
+    pub async fn image_chain(&self, image: &str) -> Result<String> {
+        let response: ImageStatusResponse = self
+            .image("ImageStatus", ImageStatusRequest { image: Some(image_spec(image)), verbose: true })
+            .await?;
+        let info = response.info.get("info").and_then(|i| serde_json::from_str::<serde_json::Value>(i).ok());
+        info.and_then(|i| i["chainID"].as_str().map(str::to_owned))
+            .ok_or_else(|| CriError::Failed(format!("the runtime does not tell where image {image} is unpacked")))
+    }
+
+    /// Makes a read-only view of a snapshot of containerd's, or finds the one made before.
+    pub async fn view_snapshot(&self, key: &str, parent: &str) -> Result<Vec<SnapshotMount>> {
+        let request = ViewSnapshotRequest {
+            snapshotter: "overlayfs".into(),
+            key: key.into(),
+            parent: parent.into(),
+            // Nobody else refers to it; it must not be collected.
+            labels: BTreeMap::from([("containerd.io/gc.root".to_owned(), "isopod".to_owned())]),
+        };
+        let made: Result<SnapshotMounts> = self.call(SNAPSHOTS, "View", request, Some(CALL_TIMEOUT)).await;
+        match made {
+            Ok(made) => Ok(made.mounts),
+            Err(_) => {
+                let request = SnapshotRequest { snapshotter: "overlayfs".into(), key: key.into() };
+                let found: SnapshotMounts = self.call(SNAPSHOTS, "Mounts", request, Some(CALL_TIMEOUT)).await?;
+                Ok(found.mounts)
+            }
+        }
+    }
+
+    pub async fn remove_snapshot(&self, key: &str) -> Result<()> {
+        let request = SnapshotRequest { snapshotter: "overlayfs".into(), key: key.into() };
+        self.call::<_, Empty>(SNAPSHOTS, "Remove", request, Some(CALL_TIMEOUT)).await?;
+        Ok(())
     }
 
     /// Takes as long as it takes; returns the reference under which the image is known.

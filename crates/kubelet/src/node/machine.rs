@@ -19,7 +19,6 @@ pub struct Machine {
     pub disk_bytes: u64,
     /// Page size in kilobytes and how much memory is set aside in such pages.
     pub hugepages: Vec<(u64, u64)>,
-    pub hostname: String,
     pub machine_id: String,
     pub system_uuid: String,
     pub boot_id: String,
@@ -56,7 +55,6 @@ impl Machine {
             memory_bytes: memory_info("MemTotal").unwrap_or(0),
             disk_bytes: disk.blocks() * disk.fragment_size(),
             hugepages,
-            hostname: uname.nodename().to_string_lossy().into_owned(),
             machine_id: read("/etc/machine-id"),
             system_uuid: read("/sys/class/dmi/id/product_uuid"),
             boot_id: read("/proc/sys/kernel/random/boot_id"),

@@ -6,7 +6,7 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::sandbox;
-use super::spec::{self, Kind};
+use super::spec;
 use crate::cgroup::Cgroups;
 use crate::config::Config;
 use crate::cri::api::*;
@@ -15,7 +15,6 @@ use crate::cri::{self};
 /// What has been found out for a container before it can be described to the runtime.
 pub struct Parts<'a> {
     pub pod: &'a Pod,
-    pub kind: Kind,
     pub container: &'a Container,
     pub restarts: u32,
     /// The image's own name or id in the runtime.

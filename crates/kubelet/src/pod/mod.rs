@@ -7,6 +7,7 @@ pub mod network;
 pub mod observed;
 pub mod operations;
 pub mod plan;
+pub mod resize;
 pub mod sandbox;
 pub mod spec;
 pub mod status;

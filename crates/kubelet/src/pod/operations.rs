@@ -330,7 +330,6 @@ impl Scene {
         let config = container::config(
             container::Parts {
                 pod: &self.pod,
-                kind,
                 container,
                 restarts,
                 image: image.id.clone(),
@@ -365,6 +364,18 @@ impl Scene {
             }
         }
         Ok(())
+    }
+
+    /// Gives a running container the resources of its spec, and the pod as a whole what it needs for that.
+    pub async fn resize(&self, id: &str, container: &Container) -> Result<(), String> {
+        // The pod's own group last when it shrinks and first when it grows; doing both serves either.
+        let grown = self.kubelet.cgroups.make_pod(&self.pod);
+        let resources = self.kubelet.cgroups.container_resources(&self.pod, container);
+        self.kubelet.cri.update_resources(id, resources).await.map_err(|e| e.to_string())?;
+        match grown {
+            Ok(()) => Ok(()),
+            Err(_) => self.kubelet.cgroups.make_pod(&self.pod).map_err(|e| e.to_string()),
+        }
     }
 
     /// Stops a container: hook, signal, and in the end force.
@@ -475,6 +486,9 @@ impl Scene {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error.to_string()),
             Err(error) => return Err(error.to_string()),
+        }
+        for volume in spec::spec(&self.pod).volumes.iter().flatten().filter(|v| v.image.is_some()) {
+            volumes::image::release(&self.kubelet, &self.handle.uid, &volume.name).await;
         }
         self.kubelet.objects.release(&self.handle.uid);
         self.kubelet.cgroups.remove_pod(&self.pod);

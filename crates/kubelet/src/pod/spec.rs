@@ -119,24 +119,7 @@ pub fn grace_seconds(pod: &Pod) -> i64 {
     grace.max(1)
 }
 
-/// Mirror, static or API: where the pod was read.
-pub fn source(pod: &Pod) -> &str {
-    annotation(pod, "kubernetes.io/config.source").unwrap_or("api")
-}
-
-pub fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
-    pod.metadata.annotations.as_ref()?.get(key).map(String::as_str)
-}
-
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
-
-pub fn is_mirror(pod: &Pod) -> bool {
-    annotation(pod, MIRROR_ANNOTATION).is_some()
-}
-
-pub fn is_static(pod: &Pod) -> bool {
-    matches!(source(pod), "file" | "http") && !is_mirror(pod)
-}
 
 /// What changes a container's identity: another image means another container.
 pub fn container_hash(container: &Container) -> String {

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
     ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus,
+    ResourceRequirements,
     VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -34,16 +35,16 @@ pub struct Inputs<'a> {
     pub ready: &'a dyn Fn(&Container, &Instance) -> bool,
     pub started: &'a dyn Fn(&Container, &Instance) -> bool,
     pub host_ips: &'a [String],
+    /// What a container may use at present, which a resize changes.
+    pub resources: &'a dyn Fn(&Container, &Instance) -> Option<ResourceRequirements>,
+    /// A resize that goes on or waits: type, reason and message of the condition.
+    pub resize: Option<&'a (&'static str, &'static str, String)>,
     /// `containerd`, as container ids are prefixed.
     pub runtime: &'a str,
     /// Containers are not started any more.
     pub terminating: bool,
     pub verdict: Option<&'a Verdict>,
 }
-
-/// Types of conditions the kubelet owns.
-pub const OWN_CONDITIONS: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
 pub fn generate(i: &Inputs<'_>) -> PodStatus {
     let pod = i.pod;
@@ -92,9 +93,13 @@ pub fn generate(i: &Inputs<'_>) -> PodStatus {
         let text = i.verdict.map(|v| v.message.clone()).unwrap_or_default();
         conditions.put("DisruptionTarget", true, "TerminationByKubelet", text);
     }
+    if let Some((kind, reason, message)) = i.resize {
+        conditions.put(kind, true, reason, message.clone());
+    }
     let mut list = conditions.list;
     for foreign in i.old.conditions.as_deref().unwrap_or_default() {
-        if !list.iter().any(|c| c.type_ == foreign.type_) {
+        let over = matches!(foreign.type_.as_str(), "PodResizePending" | "PodResizeInProgress");
+        if !over && !list.iter().any(|c| c.type_ == foreign.type_) {
             list.push(foreign.clone());
         }
     }
@@ -473,6 +478,7 @@ fn of_instance(
         container_id: Some(format!("{}://{}", i.runtime, instance.id)),
         restart_count: instance.restarts as i32,
         started: Some(started),
+        stop_signal: super::container::stop_signal_name(instance.stop_signal).map(str::to_owned),
         ready: match kind {
             Kind::Init if !spec::is_sidecar(container) => instance.exited() && instance.exit_code == 0,
             Kind::Ephemeral => false,
@@ -492,8 +498,9 @@ fn of_instance(
             .filter(|s| s.terminated.as_ref().is_some_and(|t| t.container_id != status.container_id));
     }
     if kind != Kind::Ephemeral {
-        status.resources = container.resources.clone().or_else(|| Some(Default::default()));
-        status.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
+        let resources = (i.resources)(container, instance).unwrap_or_default();
+        status.allocated_resources = resources.requests.clone();
+        status.resources = Some(resources);
     }
     status.state = Some(match instance.state {
         container_state::RUNNING => ContainerState {

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use apimachinery::object::Encoded;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceRequirements};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::observed::{Observed, Observer};
 use super::operations::{Scene, StartError};
 use super::plan::{self, Action, Backoff, Knowledge};
-use super::spec;
+use super::{resize, spec};
 use super::status::{self, Verdict};
 use crate::kubelet::Kubelet;
 use crate::pods::{PodHandle, Update};
@@ -39,6 +39,7 @@ enum Done {
     Volumes(Result<(), String>),
     Started { name: String, result: Result<(), StartError> },
     Killed { name: String },
+    Resized { id: String, name: String, resources: ResourceRequirements, result: Result<(), String> },
     Terminated(Result<(), String>),
     Cleaned(Result<(), String>),
     Removed(Result<(), String>),
@@ -80,7 +81,14 @@ struct Worker {
     sent: Option<(u64, serde_json::Value)>,
     retry_at: Option<Timestamp>,
     first: bool,
+    /// Labels and annotations that volumes show.
+    shown: Option<Shown>,
+    /// What running containers may use, by container id.
+    applied: HashMap<String, ResourceRequirements>,
+    resize: Option<(&'static str, &'static str, String)>,
 }
+
+type Shown = (Option<BTreeMap<String, String>>, Option<BTreeMap<String, String>>);
 
 /// Runs until the pod is gone altogether, or the kubelet stops.
 pub async fn run(kubelet: Arc<Kubelet>, handle: Arc<PodHandle>, stop: CancellationToken) {
@@ -117,9 +125,15 @@ pub async fn run(kubelet: Arc<Kubelet>, handle: Arc<PodHandle>, stop: Cancellati
         sent: None,
         retry_at: None,
         first: true,
+        shown: None,
+        applied: HashMap::new(),
+        resize: None,
     };
+    let mut pace = Pace::new();
     loop {
         let Some(wake_at) = Box::pin(worker.step()).await else { return };
+        // A mistake here must not take the processor from everybody else.
+        pace.keep().await;
         let now = Timestamp::now();
         let pause = wake_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
         let handle = worker.scene.handle.clone();
@@ -131,6 +145,30 @@ pub async fn run(kubelet: Arc<Kubelet>, handle: Arc<PodHandle>, stop: Cancellati
         }
         while let Some(done) = worker.tasks.try_join_next() {
             worker.done(done);
+        }
+    }
+}
+
+/// Lets a worker look at its pod often, but not without end.
+struct Pace {
+    since: tokio::time::Instant,
+    looks: u32,
+}
+
+const LOOKS_PER_SECOND_MAX: u32 = 100;
+
+impl Pace {
+    fn new() -> Pace {
+        Pace { since: tokio::time::Instant::now(), looks: 0 }
+    }
+
+    async fn keep(&mut self) {
+        if self.since.elapsed() > Duration::from_secs(1) {
+            *self = Pace::new();
+        }
+        self.looks += 1;
+        if self.looks > LOOKS_PER_SECOND_MAX {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 }
@@ -206,6 +244,20 @@ impl Worker {
             Done::Killed { name } => {
                 self.busy.remove(&name);
                 self.stir();
+            }
+            Done::Resized { id, name, resources, result } => {
+                self.busy.remove(&name);
+                match result {
+                    Ok(()) => {
+                        self.applied.insert(id, resources);
+                        self.resize = None;
+                    }
+                    Err(error) => {
+                        tracing::warn!(pod = self.handle().name, container = name, error, "resizing");
+                        self.not_before.insert(name, Timestamp::now() + SignedDuration::from_secs(5));
+                        self.resize = Some(("PodResizeInProgress", "Error", error));
+                    }
+                }
             }
             Done::Terminated(result) => {
                 self.ending_busy = false;
@@ -387,6 +439,13 @@ impl Worker {
         if self.phase != Phase::Running {
             return;
         }
+        if self.first && self.seen.sandboxes.is_empty() && self.verdict.is_none()
+            && let Some(name) = super::operations::forbidden_sysctl(pod)
+        {
+            let message = format!("Pod was rejected: forbidden sysctl: \"{name}\" not allowlisted");
+            self.scene.kubelet.events.warning(&crate::events::pod_reference(pod), "SysctlForbidden", message.clone());
+            self.verdict = Some(Verdict { reason: "SysctlForbidden".into(), message, disruption: false });
+        }
         let now = Timestamp::now();
         let overdue = active_until(pod, old).is_some_and(|at| at <= now);
         let ended = matches!(old.phase.as_deref(), Some("Failed" | "Succeeded"));
@@ -455,7 +514,7 @@ impl Worker {
         let now = Timestamp::now();
         let unhealthy = self.probes.unhealthy(pod, &self.seen);
         let (probes, busy) = (&self.probes, &self.busy);
-        let started = |c: &k8s_openapi::api::core::v1::Container, i: &super::observed::Instance| {
+        let started = |c: &Container, i: &super::observed::Instance| {
             !busy.contains(&c.name) && probes.started(c, i)
         };
         let plan = plan::plan(
@@ -490,6 +549,9 @@ impl Worker {
         for action in plan.actions {
             self.carry_out(action);
         }
+        if self.phase == Phase::Running {
+            self.resize(pod, now);
+        }
         if self.phase == Phase::Running && self.seen.current().is_some() && !self.volumes_busy && !self.sandbox_busy {
             self.refresh_volumes(now);
         }
@@ -503,19 +565,73 @@ impl Worker {
         wake
     }
 
+    /// Gives running containers the resources their spec has come to ask for.
+    fn resize(&mut self, pod: &Pod, now: Timestamp) {
+        let seen = self.seen.clone();
+        let mut differing = Vec::new();
+        for instance in seen.running() {
+            let Some((kind, container)) = spec::find(pod, &instance.name) else { continue };
+            let wanted = container.resources.clone().unwrap_or_default();
+            let told = pod.status.iter().flat_map(|s| s.container_statuses.iter().chain(&s.init_container_statuses).flatten());
+            let own = told.into_iter().find(|s| {
+                s.container_id.as_deref().is_some_and(|id| id.ends_with(&instance.id)) && s.resources.is_some()
+            });
+            let applied = self
+                .applied
+                .entry(instance.id.clone())
+                .or_insert_with(|| own.and_then(|s| s.resources.clone()).unwrap_or_else(|| wanted.clone()));
+            if kind != spec::Kind::Ephemeral && resize::differs(applied, &wanted) {
+                differing.push((instance.clone(), container, applied.clone(), wanted));
+            }
+        }
+        self.applied.retain(|id, _| seen.by_id(id).is_some());
+        if differing.is_empty() {
+            self.resize = None;
+            return;
+        }
+        if let Some(message) = resize::infeasible(pod, &self.scene.kubelet.allocatable()) {
+            self.resize = Some(("PodResizePending", "Infeasible", message));
+            return;
+        }
+        for (instance, container, old, wanted) in differing {
+            let name = container.name.clone();
+            if self.busy.contains(&name) || self.not_before.get(&name).is_some_and(|at| *at > now) {
+                continue;
+            }
+            self.resize = Some(("PodResizeInProgress", "", String::new()));
+            self.busy.insert(name.clone());
+            let scene = self.scene.clone();
+            if resize::restarts(&container, &old, &wanted) {
+                self.tasks.spawn(async move {
+                    let text = format!("Container {name} resize requires restart");
+                    scene.kill(&instance, &text, None, None).await;
+                    Done::Killed { name }
+                });
+                continue;
+            }
+            self.tasks.spawn(async move {
+                let result = scene.resize(&instance.id, &container).await;
+                Done::Resized { id: instance.id.clone(), name, resources: wanted, result }
+            });
+        }
+    }
+
     fn refresh_volumes(&mut self, now: Timestamp) {
         let due = self.scene.volumes.try_lock().is_ok_and(|v| {
             v.refresh_at().is_some_and(|at| at <= now)
                 || v.mounted().len() < spec::spec(&self.scene.pod).volumes.as_ref().map_or(0, Vec::len)
         });
         let stirred = self.handle().objects_stirred.swap(false, Ordering::AcqRel);
-        let changed = self.scene.pod.metadata.generation != self.generation;
         // What the pod says of itself may have changed with the pod.
-        let own = spec::spec(&self.scene.pod).volumes.iter().flatten().any(|v| {
+        let meta = &self.scene.pod.metadata;
+        let shown = (meta.labels.clone(), meta.annotations.clone());
+        let renamed = self.shown.as_ref() != Some(&shown);
+        self.shown = Some(shown);
+        let own = renamed && spec::spec(&self.scene.pod).volumes.iter().flatten().any(|v| {
             v.downward_api.is_some()
                 || v.projected.as_ref().is_some_and(|p| p.sources.iter().flatten().any(|s| s.downward_api.is_some()))
         });
-        if self.retry_at.is_some() || !(due || stirred || changed || own) {
+        if self.retry_at.is_some() || !(due || stirred || own) {
             return;
         }
         self.volumes_busy = true;
@@ -609,16 +725,22 @@ impl Worker {
     fn tell(&mut self, pod: &Pod, update: &Update, old: &PodStatus) {
         let kubelet = self.scene.kubelet.clone();
         let (probes, busy) = (&self.probes, &self.busy);
-        let hooked = |c: &k8s_openapi::api::core::v1::Container| {
+        let hooked = |c: &Container| {
             busy.contains(&c.name) && c.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some())
         };
-        let started = |c: &k8s_openapi::api::core::v1::Container, i: &super::observed::Instance| {
+        let started = |c: &Container, i: &super::observed::Instance| {
             !hooked(c) && probes.started(c, i)
         };
-        let ready = |c: &k8s_openapi::api::core::v1::Container, i: &super::observed::Instance| {
+        let ready = |c: &Container, i: &super::observed::Instance| {
             !hooked(c) && probes.ready(c, i)
         };
+        let applied = &self.applied;
+        let resources = |c: &Container, i: &super::observed::Instance| {
+            applied.get(&i.id).cloned().or_else(|| c.resources.clone())
+        };
         let new = status::generate(&status::Inputs {
+            resources: &resources,
+            resize: self.resize.as_ref(),
             pod,
             old,
             seen: &self.seen,

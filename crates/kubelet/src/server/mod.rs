@@ -264,7 +264,8 @@ fn container_logs(kubelet: &Arc<Kubelet>, namespace: &str, pod: &str, container:
         let message = if previous {
             format!("previous terminated container {container:?} in pod \"{pod}\" not found")
         } else {
-            format!("container {container:?} in pod \"{pod}\" is waiting to start: ContainerCreating")
+            let reason = waiting_reason(&handle, container).unwrap_or_else(|| "ContainerCreating".into());
+            format!("container {container:?} in pod {pod:?} is waiting to start: {reason}")
         };
         return Err(text(StatusCode::BAD_REQUEST, message));
     };
@@ -302,6 +303,16 @@ fn container_logs(kubelet: &Arc<Kubelet>, namespace: &str, pod: &str, container:
     let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
     response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain"));
     Ok(response)
+}
+
+/// Why a container does not run, as its status says.
+fn waiting_reason(handle: &PodHandle, container: &str) -> Option<String> {
+    let status = handle.status()?;
+    ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"]
+        .iter()
+        .flat_map(|list| status[*list].as_array().into_iter().flatten())
+        .find(|s| s["name"] == container)
+        .and_then(|s| s["state"]["waiting"]["reason"].as_str().map(str::to_owned))
 }
 
 fn commands(query: &Query) -> Vec<String> {

@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod host_path;
+pub mod image;
 pub mod objects;
 pub mod subpath;
 
@@ -210,6 +211,11 @@ impl Setup<'_> {
         }
         if volume.ephemeral.is_some() {
             return self.claim(&format!("{}-{name}", spec::name(self.pod))).await;
+        }
+        if let Some(source) = &volume.image {
+            let path = self.dir("image", name);
+            image::set_up(self.kubelet, self.pod, name, source, &path).await?;
+            return Ok(Mounted { path, read_only: true });
         }
         Err("this kind of volume is not supported by this kubelet".into())
     }
