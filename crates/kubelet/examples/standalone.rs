@@ -16,7 +16,8 @@ struct Arguments {
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let arguments = Arguments::parse();
-    let kubeconfig = arguments.flags.kubeconfig.clone().ok_or_else(|| anyhow::anyhow!("--kubeconfig is missing"))?;
+    let kubeconfig =
+        arguments.flags.kubeconfig.clone().ok_or_else(|| anyhow::anyhow!("--kubeconfig is missing"))?;
     let client = client::Client::from_kubeconfig(kubeconfig, "kubelet").await?;
     let name = nix::unistd::gethostname()?.to_string_lossy().to_lowercase();
     let run_dir = arguments.data_dir.join("run");

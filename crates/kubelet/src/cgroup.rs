@@ -149,7 +149,12 @@ impl Cgroups {
         } else {
             self.write("cpu", path, "cpu.cfs_period_us", &CPU_PERIOD.to_string())?;
             self.write("cpu", path, "cpu.cfs_quota_us", &quota.unwrap_or(-1).to_string())?;
-            self.write("memory", path, "memory.limit_in_bytes", &totals.memory_limit.unwrap_or(-1).to_string())
+            self.write(
+                "memory",
+                path,
+                "memory.limit_in_bytes",
+                &totals.memory_limit.unwrap_or(-1).to_string(),
+            )
         }
     }
 
@@ -257,7 +262,9 @@ pub fn pod_totals(pod: &Pod) -> Totals {
             "cpu" => quantity::milli_of(l, name),
             _ => quantity::of(l, name),
         };
-        get(r.and_then(|r| r.requests.as_ref())).or_else(|| get(r.and_then(|r| r.limits.as_ref()))).unwrap_or(0)
+        get(r.and_then(|r| r.requests.as_ref()))
+            .or_else(|| get(r.and_then(|r| r.limits.as_ref())))
+            .unwrap_or(0)
     };
     let limit = |c: &Container, name: &str| {
         let l = c.resources.as_ref().and_then(|r| r.limits.as_ref());
@@ -294,11 +301,15 @@ pub fn pod_totals(pod: &Pod) -> Totals {
         if name == "cpu" { quantity::milli_of(list, name) } else { quantity::of(list, name) }
     };
     Totals {
-        cpu_request: level(|r| r.requests.as_ref(), "cpu").unwrap_or_else(|| fold(&|c| requests(c, "cpu"))) + extra_cpu,
-        memory_request: level(|r| r.requests.as_ref(), "memory").unwrap_or_else(|| fold(&|c| requests(c, "memory")))
+        cpu_request: level(|r| r.requests.as_ref(), "cpu").unwrap_or_else(|| fold(&|c| requests(c, "cpu")))
+            + extra_cpu,
+        memory_request: level(|r| r.requests.as_ref(), "memory")
+            .unwrap_or_else(|| fold(&|c| requests(c, "memory")))
             + extra_memory,
         cpu_limit: level(|r| r.limits.as_ref(), "cpu").or_else(|| whole("cpu")).map(|l| l + extra_cpu),
-        memory_limit: level(|r| r.limits.as_ref(), "memory").or_else(|| whole("memory")).map(|l| l + extra_memory),
+        memory_limit: level(|r| r.limits.as_ref(), "memory")
+            .or_else(|| whole("memory"))
+            .map(|l| l + extra_memory),
     }
 }
 

@@ -58,7 +58,11 @@ pub struct Config {
 
 impl Config {
     /// A node that keeps its state under `data_dir`, and sockets and other short-lived things under `run_dir`.
-    pub fn new(node_name: impl Into<String>, data_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>) -> Config {
+    pub fn new(
+        node_name: impl Into<String>,
+        data_dir: impl Into<PathBuf>,
+        run_dir: impl Into<PathBuf>,
+    ) -> Config {
         let (data_dir, run_dir) = (data_dir.into(), run_dir.into());
         Config {
             node_name: node_name.into(),
@@ -215,7 +219,8 @@ impl Flags {
             config.taints.push(parse_taint(taint)?);
         }
         for pair in &self.node_labels {
-            let (key, value) = pair.split_once('=').with_context(|| format!("--node-labels: {pair:?} is not key=value"))?;
+            let (key, value) =
+                pair.split_once('=').with_context(|| format!("--node-labels: {pair:?} is not key=value"))?;
             config.labels.insert(key.into(), value.into());
         }
         if let (Some(cert), Some(key)) = (&self.tls_cert_file, &self.tls_private_key_file) {
@@ -370,7 +375,11 @@ mod tests {
         .unwrap();
         assert_eq!((config.max_pods, config.container_log_max_size), (20, 5 << 20));
         assert_eq!(config.client_ca_file, Some("/ca".into()));
-        let flags = Flags { max_pods: Some(7), register_with_taints: vec!["a=b:NoSchedule".into(), "c:NoExecute".into()], ..Flags::default() };
+        let flags = Flags {
+            max_pods: Some(7),
+            register_with_taints: vec!["a=b:NoSchedule".into(), "c:NoExecute".into()],
+            ..Flags::default()
+        };
         flags.apply(&mut config).unwrap();
         assert_eq!(config.max_pods, 7);
         assert_eq!(config.taints[0].value.as_deref(), Some("b"));

@@ -56,7 +56,9 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (ms, want) in [(10_000, "10s"), (80_000, "1m20s"), (300_000, "5m0s"), (1500, "1.5s"), (350, "350ms"), (0, "0s")] {
+        for (ms, want) in
+            [(10_000, "10s"), (80_000, "1m20s"), (300_000, "5m0s"), (1500, "1.5s"), (350, "350ms"), (0, "0s")]
+        {
             assert_eq!(go_duration(SignedDuration::from_millis(ms)), want);
         }
     }

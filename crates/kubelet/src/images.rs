@@ -65,13 +65,16 @@ impl Images {
         let now = Timestamp::now();
         let error = |reason, message, retry_at| ImageError { reason, message, retry_at };
         let Some(name) = normalize(wanted) else {
-            let message = format!("Failed to apply default image tag \"{wanted}\": couldn't parse image name \"{wanted}\": invalid reference format");
+            let message = format!(
+                "Failed to apply default image tag \"{wanted}\": couldn't parse image name \"{wanted}\": invalid reference format"
+            );
             self.events.warning(reference, "InspectFailed", message.clone());
             return Err(error("InvalidImageName", message, now + BACKOFF_FIRST));
         };
-        let policy = container.image_pull_policy.as_deref().unwrap_or_else(|| {
-            if name.ends_with(":latest") { "Always" } else { "IfNotPresent" }
-        });
+        let policy = container
+            .image_pull_policy
+            .as_deref()
+            .unwrap_or_else(|| if name.ends_with(":latest") { "Always" } else { "IfNotPresent" });
         let present = match self.cri.image_status(&name).await {
             Ok(image) => image,
             Err(e) => {
@@ -82,14 +85,16 @@ impl Images {
         };
         if policy != "Always" {
             if let Some(image) = present {
-                let message =
-                    format!("Container image \"{wanted}\" already present on machine and can be accessed by the pod");
+                let message = format!(
+                    "Container image \"{wanted}\" already present on machine and can be accessed by the pod"
+                );
                 self.events.normal(reference, "Pulled", message);
                 self.used.lock().insert(image.id.clone(), now);
                 return Ok(image);
             }
             if policy == "Never" {
-                let message = format!("Container image \"{wanted}\" is not present with pull policy of Never");
+                let message =
+                    format!("Container image \"{wanted}\" is not present with pull policy of Never");
                 self.events.warning(reference, "ErrImageNeverPull", message.clone());
                 return Err(error("ErrImageNeverPull", message, now + BACKOFF_FIRST));
             }
@@ -145,7 +150,11 @@ impl Images {
             Err(message) => {
                 let now = Timestamp::now();
                 let full = format!("failed to pull image \"{wanted}\": {message}");
-                self.events.warning(reference, "Failed", format!("Failed to pull image \"{wanted}\": {message}"));
+                self.events.warning(
+                    reference,
+                    "Failed",
+                    format!("Failed to pull image \"{wanted}\": {message}"),
+                );
                 self.events.warning(reference, "Failed", "Error: ErrImagePull");
                 let mut failed = self.failed.lock();
                 let delay = failed.get(&key).map_or(BACKOFF_FIRST, |f| (f.delay * 2).min(BACKOFF_MAX));

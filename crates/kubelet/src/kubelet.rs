@@ -113,7 +113,10 @@ impl Kubelet {
         let pods = self.client.namespaced::<Pod>(spec::namespace(pod));
         let params = DeleteParams {
             grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: Some(spec::uid(pod).to_owned()), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: Some(spec::uid(pod).to_owned()),
+                resource_version: None,
+            }),
             ..DeleteParams::default()
         };
         match pods.delete(spec::name(pod), &params).await {

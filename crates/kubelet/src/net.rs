@@ -69,7 +69,8 @@ fn next_path(target: &Target, path: &str, location: &str) -> Option<String> {
             let same = host == target.host || own.is_some_and(|(_, h)| h.split(':').next() == Some(host));
             let same_port = uri.port_u16().is_none_or(|p| p == target.port);
             let same_scheme = uri.scheme_str().is_none_or(|s| (s == "https") == target.https);
-            (same && same_port && same_scheme).then(|| uri.path_and_query().map_or("/".into(), |p| p.as_str().to_owned()))
+            (same && same_port && same_scheme)
+                .then(|| uri.path_and_query().map_or("/".into(), |p| p.as_str().to_owned()))
         }
     }
 }
@@ -118,7 +119,10 @@ async fn once(target: &Target, path: &str) -> Result<(u16, Option<String>, Strin
     }
 }
 
-async fn send<S>(stream: S, request: http::Request<Empty<Bytes>>) -> Result<(u16, Option<String>, String), String>
+async fn send<S>(
+    stream: S,
+    request: http::Request<Empty<Bytes>>,
+) -> Result<(u16, Option<String>, String), String>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {

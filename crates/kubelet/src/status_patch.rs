@@ -48,7 +48,9 @@ fn plain(value: &Value) -> Value {
     match value {
         Value::Object(map) => {
             let kept = map.iter().map(|(k, v)| (k.clone(), plain(v))).filter(|(_, v)| {
-                !(v.is_null() || v.as_object().is_some_and(Map::is_empty) || v.as_array().is_some_and(Vec::is_empty))
+                !(v.is_null()
+                    || v.as_object().is_some_and(Map::is_empty)
+                    || v.as_array().is_some_and(Vec::is_empty))
             });
             Value::Object(kept.collect())
         }

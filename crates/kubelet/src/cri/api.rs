@@ -1018,7 +1018,6 @@ pub struct ContainerOnly {
     pub container_id: String,
 }
 
-
 /// Values of the enumerations, which travel as plain integers.
 pub mod namespace_mode {
     pub const POD: i32 = 0;

@@ -105,7 +105,8 @@ impl Cri {
         Resp: prost::Message + Default + Send + Sync + 'static,
     {
         let work = async {
-            let mut grpc = tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+            let mut grpc =
+                tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
             grpc.ready().await.map_err(|e| CriError::Unavailable(e.to_string()))?;
             let path = http::uri::PathAndQuery::try_from(format!("/{service}/{method}"))
                 .map_err(|e| CriError::Failed(e.to_string()))?;
@@ -206,13 +207,17 @@ impl Cri {
     }
 
     pub async fn remove_sandbox(&self, id: &str) -> Result<()> {
-        self.runtime::<_, Empty>("RemovePodSandbox", PodSandboxIdRequest { pod_sandbox_id: id.into() }).await?;
+        self.runtime::<_, Empty>("RemovePodSandbox", PodSandboxIdRequest { pod_sandbox_id: id.into() })
+            .await?;
         Ok(())
     }
 
     pub async fn sandbox_status(&self, id: &str) -> Result<PodSandboxStatus> {
         let response: PodSandboxStatusResponse = self
-            .runtime("PodSandboxStatus", PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: false })
+            .runtime(
+                "PodSandboxStatus",
+                PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: false },
+            )
             .await?;
         response.status.ok_or_else(|| CriError::NotFound(format!("sandbox {id} has no status")))
     }
@@ -298,7 +303,8 @@ impl Cri {
     }
 
     pub async fn reopen_log(&self, id: &str) -> Result<()> {
-        self.runtime::<_, Empty>("ReopenContainerLog", ContainerIdRequest { container_id: id.into() }).await?;
+        self.runtime::<_, Empty>("ReopenContainerLog", ContainerIdRequest { container_id: id.into() })
+            .await?;
         Ok(())
     }
 
@@ -357,8 +363,9 @@ impl Cri {
             .image("ImageStatus", ImageStatusRequest { image: Some(image_spec(image)), verbose: true })
             .await?;
         let info = response.info.get("info").and_then(|i| serde_json::from_str::<serde_json::Value>(i).ok());
-        info.and_then(|i| i["chainID"].as_str().map(str::to_owned))
-            .ok_or_else(|| CriError::Failed(format!("the runtime does not tell where image {image} is unpacked")))
+        info.and_then(|i| i["chainID"].as_str().map(str::to_owned)).ok_or_else(|| {
+            CriError::Failed(format!("the runtime does not tell where image {image} is unpacked"))
+        })
     }
 
     /// Makes a read-only view of a snapshot of containerd's, or finds the one made before.
@@ -375,7 +382,8 @@ impl Cri {
             Ok(made) => Ok(made.mounts),
             Err(_) => {
                 let request = SnapshotRequest { snapshotter: "overlayfs".into(), key: key.into() };
-                let found: SnapshotMounts = self.call(SNAPSHOTS, "Mounts", request, Some(CALL_TIMEOUT)).await?;
+                let found: SnapshotMounts =
+                    self.call(SNAPSHOTS, "Mounts", request, Some(CALL_TIMEOUT)).await?;
                 Ok(found.mounts)
             }
         }

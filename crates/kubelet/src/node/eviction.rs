@@ -26,7 +26,8 @@ pub fn pressure(kubelet: &Kubelet) -> Pressure {
     let threshold = |signal: &str, capacity: u64| {
         kubelet.config.eviction_hard.get(signal).and_then(|t| quantity::threshold(t, capacity)).unwrap_or(0)
     };
-    let memory = memory_info("MemAvailable").unwrap_or(u64::MAX) < threshold("memory.available", kubelet.machine.memory_bytes);
+    let memory = memory_info("MemAvailable").unwrap_or(u64::MAX)
+        < threshold("memory.available", kubelet.machine.memory_bytes);
     let disk = free_disk(&kubelet.config.root_dir).is_some_and(|(free, total, inodes, inodes_total)| {
         free < threshold("nodefs.available", total)
             || free < threshold("imagefs.available", total)
@@ -105,12 +106,14 @@ fn local_storage(kubelet: &Kubelet) {
         }
         // Decoding is the dear part: most pods limit nothing.
         let body = handle.encoded();
-        let limits = memchr_contains(&body.body, b"\"sizeLimit\"") || memchr_contains(&body.body, b"\"ephemeral-storage\"");
+        let limits = memchr_contains(&body.body, b"\"sizeLimit\"")
+            || memchr_contains(&body.body, b"\"ephemeral-storage\"");
         if !limits {
             continue;
         }
         let Some(pod) = handle.decode() else { continue };
-        let base = crate::volumes::pod_dir(&kubelet.config.root_dir, &handle.uid).join("volumes/kubernetes.io~empty-dir");
+        let base = crate::volumes::pod_dir(&kubelet.config.root_dir, &handle.uid)
+            .join("volumes/kubernetes.io~empty-dir");
         let mut total = 0;
         for volume in spec::spec(&pod).volumes.iter().flatten() {
             let Some(source) = &volume.empty_dir else { continue };
@@ -122,19 +125,31 @@ fn local_storage(kubelet: &Kubelet) {
             let limit = source.size_limit.as_ref().and_then(|q| quantity::value(&q.0)).filter(|l| *l > 0);
             if let Some(limit) = limit.filter(|l| used > *l as u64) {
                 let text = source.size_limit.as_ref().map_or(limit.to_string(), |q| q.0.clone());
-                evict(kubelet, &handle, format!("Usage of EmptyDir volume {:?} exceeds the limit {text:?}. ", volume.name));
+                evict(
+                    kubelet,
+                    &handle,
+                    format!("Usage of EmptyDir volume {:?} exceeds the limit {text:?}. ", volume.name),
+                );
                 break;
             }
         }
         let limit: i64 = spec::spec(&pod)
             .containers
             .iter()
-            .filter_map(|c| quantity::of(c.resources.as_ref().and_then(|r| r.limits.as_ref()), "ephemeral-storage"))
+            .filter_map(|c| {
+                quantity::of(c.resources.as_ref().and_then(|r| r.limits.as_ref()), "ephemeral-storage")
+            })
             .sum();
         if limit > 0 {
             total += disk_usage(&crate::pod::sandbox::log_dir(&kubelet.config, &pod));
             if total > limit as u64 {
-                evict(kubelet, &handle, format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "));
+                evict(
+                    kubelet,
+                    &handle,
+                    format!(
+                        "Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "
+                    ),
+                );
             }
         }
     }

@@ -29,7 +29,8 @@ pub async fn run(kubelet: Arc<Kubelet>) {
 
 /// Removes images that no container uses, the longest unused first, until enough is free. Returns the bytes freed.
 pub async fn free_images(kubelet: &Kubelet, all: bool) -> u64 {
-    let (Ok(images), Ok(containers)) = (kubelet.cri.list_images().await, kubelet.cri.list_containers(None).await)
+    let (Ok(images), Ok(containers)) =
+        (kubelet.cri.list_images().await, kubelet.cri.list_containers(None).await)
     else {
         return 0;
     };
@@ -37,14 +38,16 @@ pub async fn free_images(kubelet: &Kubelet, all: bool) -> u64 {
         (total * u64::from(100 - kubelet.config.image_gc_low_percent) / 100).saturating_sub(free)
     });
     let used = kubelet.images.used.lock().clone();
-    let young = Timestamp::now()
-        - SignedDuration::from_secs(kubelet.config.image_minimum_gc_age.as_secs() as i64);
+    let young =
+        Timestamp::now() - SignedDuration::from_secs(kubelet.config.image_minimum_gc_age.as_secs() as i64);
     let sandbox = &kubelet.config.containerd.sandbox_image;
     let mut unused: Vec<_> = images
         .into_iter()
         .filter(|i| {
             let in_use = containers.iter().any(|c| {
-                c.image_ref == i.id || c.image.as_ref().is_some_and(|s| s.image == i.id) || i.repo_digests.contains(&c.image_ref)
+                c.image_ref == i.id
+                    || c.image.as_ref().is_some_and(|s| s.image == i.id)
+                    || i.repo_digests.contains(&c.image_ref)
             });
             !in_use && !i.pinned && !i.repo_tags.contains(sandbox)
         })
@@ -72,7 +75,8 @@ async fn rotate_logs(kubelet: &Kubelet) {
     for handle in kubelet.pods.list() {
         for instance in handle.observed().running() {
             let path = Path::new(&instance.log_path);
-            let large = std::fs::metadata(path).is_ok_and(|m| m.len() > kubelet.config.container_log_max_size);
+            let large =
+                std::fs::metadata(path).is_ok_and(|m| m.len() > kubelet.config.container_log_max_size);
             if large && let Err(error) = rotate(kubelet, path, &instance.id).await {
                 tracing::warn!(log = instance.log_path, error, "rotating a log");
             }

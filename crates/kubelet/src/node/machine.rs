@@ -45,7 +45,8 @@ impl Machine {
             .filter_map(|e| {
                 let name = e.file_name().to_string_lossy().into_owned();
                 let kb: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
-                let count: u64 = fs::read_to_string(e.path().join("nr_hugepages")).ok()?.trim().parse().ok()?;
+                let count: u64 =
+                    fs::read_to_string(e.path().join("nr_hugepages")).ok()?.trim().parse().ok()?;
                 Some((kb, kb * 1024 * count))
             })
             .collect();
@@ -71,7 +72,11 @@ impl Machine {
             ("pods".to_owned(), Quantity(config.max_pods.to_string())),
         ]);
         for (kb, bytes) in &self.hugepages {
-            let name = if *kb >= 1 << 20 { format!("hugepages-{}Gi", kb >> 20) } else { format!("hugepages-{}Mi", kb >> 10) };
+            let name = if *kb >= 1 << 20 {
+                format!("hugepages-{}Gi", kb >> 20)
+            } else {
+                format!("hugepages-{}Mi", kb >> 10)
+            };
             let value = if *bytes == 0 { "0".into() } else { format!("{}Ki", bytes / 1024) };
             out.insert(name, Quantity(value));
         }
@@ -89,7 +94,8 @@ impl Machine {
                 .sum()
         };
         let threshold = |signal: &str, capacity: u64| {
-            config.eviction_hard.get(signal).and_then(|t| quantity::threshold(t, capacity)).unwrap_or(0) as i64
+            config.eviction_hard.get(signal).and_then(|t| quantity::threshold(t, capacity)).unwrap_or(0)
+                as i64
         };
         let cpu = self.cpus as i64 * 1000 - reserved("cpu");
         let cpu = if cpu % 1000 == 0 { (cpu / 1000).to_string() } else { format!("{cpu}m") };

@@ -127,7 +127,8 @@ async fn keep_status(kubelet: &Arc<Kubelet>) {
 async fn send(kubelet: &Kubelet, old: &NodeStatus, new: &NodeStatus) -> Result<(), String> {
     let old = serde_json::to_value(old).map_err(|e| e.to_string())?;
     let mut new = serde_json::to_value(new).map_err(|e| e.to_string())?;
-    if old["addresses"] != new["addresses"] && !old["addresses"].is_null()
+    if old["addresses"] != new["addresses"]
+        && !old["addresses"].is_null()
         && let Some(list) = new["addresses"].as_array_mut()
     {
         list.push(json!({"$patch": "replace"}));
@@ -144,7 +145,10 @@ async fn send(kubelet: &Kubelet, old: &NodeStatus, new: &NodeStatus) -> Result<(
         Err(kube::Error::Api(status)) if status.code == 404 && kubelet.config.register_node => {
             // Somebody deleted the node: it is here still.
             let nodes = kubelet.client.all::<Node>();
-            nodes.create(&PostParams::default(), &status::new_node(kubelet)).await.map_err(|e| api_message(&e))?;
+            nodes
+                .create(&PostParams::default(), &status::new_node(kubelet))
+                .await
+                .map_err(|e| api_message(&e))?;
             Err("the node was gone and has been registered again".into())
         }
         Err(error) => Err(api_message(&error)),

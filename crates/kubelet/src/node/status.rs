@@ -39,8 +39,10 @@ pub fn new_node(kubelet: &Kubelet) -> Node {
     ] {
         labels.entry(key.to_owned()).or_insert_with(|| value.to_owned());
     }
-    let annotations =
-        BTreeMap::from([("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())]);
+    let annotations = BTreeMap::from([(
+        "volumes.kubernetes.io/controller-managed-attach-detach".to_owned(),
+        "true".to_owned(),
+    )]);
     Node {
         metadata: ObjectMeta {
             name: Some(config.node_name.clone()),
@@ -126,8 +128,13 @@ pub async fn compute(kubelet: &Arc<Kubelet>, old: &NodeStatus) -> (NodeStatus, b
         Err(error) => problems.push(format!("container runtime is down: {error}")),
         Ok(answer) => {
             for c in answer.status.iter().flat_map(|s| &s.conditions).filter(|c| !c.status) {
-                let what = if c.r#type == "NetworkReady" { "container runtime network not ready" } else { "container runtime status check may not have completed yet" };
-                problems.push(format!("{what}: {}=false reason:{} message:{}", c.r#type, c.reason, c.message));
+                let what = if c.r#type == "NetworkReady" {
+                    "container runtime network not ready"
+                } else {
+                    "container runtime status check may not have completed yet"
+                };
+                problems
+                    .push(format!("{what}: {}=false reason:{} message:{}", c.r#type, c.reason, c.message));
             }
             handlers = answer
                 .runtime_handlers
@@ -150,16 +157,52 @@ pub async fn compute(kubelet: &Arc<Kubelet>, old: &NodeStatus) -> (NodeStatus, b
     let pressure = super::eviction::pressure(kubelet);
     let mut conditions = vec![
         match pressure.memory {
-            true => condition("MemoryPressure", true, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available".into(), old),
-            false => condition("MemoryPressure", false, "KubeletHasSufficientMemory", "kubelet has sufficient memory available".into(), old),
+            true => condition(
+                "MemoryPressure",
+                true,
+                "KubeletHasInsufficientMemory",
+                "kubelet has insufficient memory available".into(),
+                old,
+            ),
+            false => condition(
+                "MemoryPressure",
+                false,
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available".into(),
+                old,
+            ),
         },
         match pressure.disk {
-            true => condition("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure".into(), old),
-            false => condition("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure".into(), old),
+            true => condition(
+                "DiskPressure",
+                true,
+                "KubeletHasDiskPressure",
+                "kubelet has disk pressure".into(),
+                old,
+            ),
+            false => condition(
+                "DiskPressure",
+                false,
+                "KubeletHasNoDiskPressure",
+                "kubelet has no disk pressure".into(),
+                old,
+            ),
         },
         match pressure.pids {
-            true => condition("PIDPressure", true, "KubeletHasInsufficientPID", "kubelet has insufficient PID available".into(), old),
-            false => condition("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available".into(), old),
+            true => condition(
+                "PIDPressure",
+                true,
+                "KubeletHasInsufficientPID",
+                "kubelet has insufficient PID available".into(),
+                old,
+            ),
+            false => condition(
+                "PIDPressure",
+                false,
+                "KubeletHasSufficientPID",
+                "kubelet has sufficient PID available".into(),
+                old,
+            ),
         },
         match ready {
             true => condition("Ready", true, "KubeletReady", "kubelet is posting ready status".into(), old),

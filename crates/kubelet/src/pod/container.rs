@@ -32,7 +32,11 @@ pub fn log_name(container: &str, restarts: u32) -> String {
 }
 
 /// Whether `runAsNonRoot` holds; an error says why not.
-pub fn check_non_root(pod: &Pod, container: &Container, image_user: &(Option<i64>, String)) -> Result<(), String> {
+pub fn check_non_root(
+    pod: &Pod,
+    container: &Container,
+    image_user: &(Option<i64>, String),
+) -> Result<(), String> {
     let own = container.security_context.as_ref();
     let of_pod = spec::spec(pod).security_context.as_ref();
     let non_root = own.and_then(|c| c.run_as_non_root).or(of_pod.and_then(|c| c.run_as_non_root));
@@ -40,7 +44,13 @@ pub fn check_non_root(pod: &Pod, container: &Container, image_user: &(Option<i64
         return Ok(());
     }
     let describe = || {
-        format!("(pod: \"{}_{}({})\", container: {})", spec::name(pod), spec::namespace(pod), spec::uid(pod), container.name)
+        format!(
+            "(pod: \"{}_{}({})\", container: {})",
+            spec::name(pod),
+            spec::namespace(pod),
+            spec::uid(pod),
+            container.name
+        )
     };
     match own.and_then(|c| c.run_as_user).or(of_pod.and_then(|c| c.run_as_user)) {
         Some(0) => return Err(format!("container's runAsUser breaks non-root policy {}", describe())),
@@ -82,7 +92,8 @@ fn security(parts: &Parts<'_>, root: &Path) -> LinuxContainerSecurityContext {
     let profile =
         own.and_then(|c| c.seccomp_profile.as_ref()).or(of_pod.and_then(|c| c.seccomp_profile.as_ref()));
     let unmasked = own.and_then(|c| c.proc_mount.as_deref()) == Some("Unmasked");
-    let paths = |list: &[&str]| if unmasked { vec![] } else { list.iter().map(|p| (*p).to_owned()).collect() };
+    let paths =
+        |list: &[&str]| if unmasked { vec![] } else { list.iter().map(|p| (*p).to_owned()).collect() };
     let capabilities = own.and_then(|c| c.capabilities.as_ref());
     let mut namespaces = sandbox::namespaces(parts.pod);
     if let Some(target) = &parts.target_id {
@@ -166,11 +177,7 @@ pub fn config(parts: Parts<'_>, config: &Config, cgroups: &Cgroups) -> Container
             .as_ref()
             .and_then(|l| l.stop_signal.as_deref())
             .map_or(0, stop_signal_number),
-        envs: parts
-            .env
-            .into_iter()
-            .map(|(key, value)| KeyValue { key, value: value.into_bytes() })
-            .collect(),
+        envs: parts.env.into_iter().map(|(key, value)| KeyValue { key, value: value.into_bytes() }).collect(),
         mounts: parts.mounts,
         devices: vec![],
     }
@@ -178,10 +185,41 @@ pub fn config(parts: Parts<'_>, config: &Config, cgroups: &Cgroups) -> Container
 
 /// CRI numbers the signals by their names in alphabetical order; these are the ones in use.
 const SIGNALS: [&str; 35] = [
-    "SIGABRT", "SIGALRM", "SIGBUS", "SIGCHLD", "SIGCLD", "SIGCONT", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT", "SIGIO",
-    "SIGIOT", "SIGKILL", "SIGPIPE", "SIGPOLL", "SIGPROF", "SIGPWR", "SIGQUIT", "SIGSEGV", "SIGSTKFLT", "SIGSTOP",
-    "SIGSYS", "SIGTERM", "SIGTRAP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGUSR1", "SIGUSR2", "SIGVTALRM",
-    "SIGWINCH", "SIGXCPU", "SIGXFSZ", "SIGRTMIN",
+    "SIGABRT",
+    "SIGALRM",
+    "SIGBUS",
+    "SIGCHLD",
+    "SIGCLD",
+    "SIGCONT",
+    "SIGFPE",
+    "SIGHUP",
+    "SIGILL",
+    "SIGINT",
+    "SIGIO",
+    "SIGIOT",
+    "SIGKILL",
+    "SIGPIPE",
+    "SIGPOLL",
+    "SIGPROF",
+    "SIGPWR",
+    "SIGQUIT",
+    "SIGSEGV",
+    "SIGSTKFLT",
+    "SIGSTOP",
+    "SIGSYS",
+    "SIGTERM",
+    "SIGTRAP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGVTALRM",
+    "SIGWINCH",
+    "SIGXCPU",
+    "SIGXFSZ",
+    "SIGRTMIN",
 ];
 
 fn stop_signal_number(name: &str) -> i32 {

@@ -46,12 +46,7 @@ pub fn http_target(
         host,
         port: port(&action.port, container)?,
         path: action.path.clone().filter(|p| !p.is_empty()).unwrap_or_else(|| "/".into()),
-        headers: action
-            .http_headers
-            .iter()
-            .flatten()
-            .map(|h| (h.name.clone(), h.value.clone()))
-            .collect(),
+        headers: action.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect(),
         user_agent: user_agent.to_owned(),
     })
 }
@@ -88,7 +83,9 @@ pub async fn run(
         }
         return match result {
             Ok(answer) if answer.status < 400 => Ok(()),
-            Ok(answer) => Err(format!("HTTP lifecycle hook ({}) failed: status {}", target.path, answer.status)),
+            Ok(answer) => {
+                Err(format!("HTTP lifecycle hook ({}) failed: status {}", target.path, answer.status))
+            }
             Err(error) => Err(format!("HTTP lifecycle hook ({}) failed: {error}", target.path)),
         };
     }

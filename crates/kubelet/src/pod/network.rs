@@ -80,7 +80,8 @@ pub fn parse_resolv_conf(text: &str) -> DnsConfig {
         match words.next() {
             Some("nameserver") => config.servers.extend(words.next().map(str::to_owned)),
             Some("search") => {
-                config.searches = words.map(|w| w.trim_end_matches('.').to_owned()).filter(|w| !w.is_empty()).collect();
+                config.searches =
+                    words.map(|w| w.trim_end_matches('.').to_owned()).filter(|w| !w.is_empty()).collect();
             }
             Some("options") => config.options.extend(words.map(str::to_owned)),
             _ => {}
@@ -181,12 +182,18 @@ mod tests {
             dns_config: Some(PodDNSConfig {
                 nameservers: Some(vec!["9.9.9.9".into()]),
                 searches: Some(vec!["x".into()]),
-                options: Some(vec![PodDNSConfigOption { name: Some("ndots".into()), value: Some("2".into()) }]),
+                options: Some(vec![PodDNSConfigOption {
+                    name: Some("ndots".into()),
+                    value: Some("2".into()),
+                }]),
             }),
             ..PodSpec::default()
         };
         let dns = compose_dns(&pod(custom), host, &cluster, "c.local");
-        assert_eq!((dns.servers, dns.searches, dns.options), (vec!["9.9.9.9".to_owned()], vec!["x".to_owned()], vec!["ndots:2".to_owned()]));
+        assert_eq!(
+            (dns.servers, dns.searches, dns.options),
+            (vec!["9.9.9.9".to_owned()], vec!["x".to_owned()], vec!["ndots:2".to_owned()])
+        );
         let host_network = PodSpec { host_network: Some(true), ..PodSpec::default() };
         assert_eq!(compose_dns(&pod(host_network), host, &cluster, "c.local").servers, ["1.1.1.1"]);
     }

@@ -216,7 +216,8 @@ async fn read_message(instance: &mut Instance) {
     let fallback = instance.message_policy == "FallbackToLogsOnError" && instance.exit_code != 0;
     if text.is_empty() && fallback && !instance.log_path.is_empty() {
         let tail =
-            crate::server::logs::tail_text(&instance.log_path, MESSAGE_LOG_LINES_MAX, MESSAGE_LOG_BYTES_MAX).await;
+            crate::server::logs::tail_text(&instance.log_path, MESSAGE_LOG_LINES_MAX, MESSAGE_LOG_BYTES_MAX)
+                .await;
         text = tail.unwrap_or_default();
     }
     if !text.is_empty() {

@@ -67,13 +67,17 @@ impl Scene {
     }
 
     async fn runtime_handler(&self) -> Result<String, String> {
-        let Some(class) = spec::spec(&self.pod).runtime_class_name.as_deref().filter(|c| !c.is_empty()) else {
+        let Some(class) = spec::spec(&self.pod).runtime_class_name.as_deref().filter(|c| !c.is_empty())
+        else {
             return Ok(String::new());
         };
-        let class: k8s_openapi::api::node::v1::RuntimeClass =
-            self.kubelet.client.all().get(class).await.map_err(|e| {
-                format!("failed to get RuntimeClass: {}", crate::kubelet::api_message(&e))
-            })?;
+        let class: k8s_openapi::api::node::v1::RuntimeClass = self
+            .kubelet
+            .client
+            .all()
+            .get(class)
+            .await
+            .map_err(|e| format!("failed to get RuntimeClass: {}", crate::kubelet::api_message(&e)))?;
         Ok(class.handler)
     }
 
@@ -168,13 +172,11 @@ impl Scene {
                 };
             }
         }
-        let services = self.kubelet.service_variables(
-            namespace,
-            spec::spec(&self.pod).enable_service_links.unwrap_or(true),
-        );
+        let services = self
+            .kubelet
+            .service_variables(namespace, spec::spec(&self.pod).enable_service_links.unwrap_or(true));
         let allocatable = self.kubelet.allocatable();
-        let facts =
-            env::Facts { host_ips: &self.kubelet.host_ips, pod_ips, allocatable: &allocatable };
+        let facts = env::Facts { host_ips: &self.kubelet.host_ips, pod_ips, allocatable: &allocatable };
         env::variables(&self.pod, container, &services, &sources, &facts)
     }
 
@@ -190,9 +192,9 @@ impl Scene {
         let volumes = self.volumes.lock().await.mounted().clone();
         let mut mounts = Vec::new();
         for (n, mount) in container.volume_mounts.iter().flatten().enumerate() {
-            let volume = volumes
-                .get(&mount.name)
-                .ok_or_else(|| format!("volume {:?} of container {} is not mounted", mount.name, container.name))?;
+            let volume = volumes.get(&mount.name).ok_or_else(|| {
+                format!("volume {:?} of container {} is not mounted", mount.name, container.name)
+            })?;
             let mut host_path = volume.path.clone();
             let part = match (mount.sub_path.as_deref(), mount.sub_path_expr.as_deref()) {
                 (Some(part), _) if !part.is_empty() => part.to_owned(),
@@ -212,7 +214,9 @@ impl Scene {
                         return Err(format!("missing value for subPathExpr {text:?}"));
                     }
                     if part.starts_with('/') || part.split('/').any(|p| p == "..") {
-                        return Err(format!("subPathExpr {text:?}: {part:?} must be a path inside the volume"));
+                        return Err(format!(
+                            "subPathExpr {text:?}: {part:?} must be a path inside the volume"
+                        ));
                     }
                     part
                 }
@@ -242,7 +246,9 @@ impl Scene {
                 ..Mount::default()
             });
         }
-        let mounted_at = |mounts: &[Mount], path: &str| mounts.iter().any(|m| m.container_path.trim_end_matches('/') == path);
+        let mounted_at = |mounts: &[Mount], path: &str| {
+            mounts.iter().any(|m| m.container_path.trim_end_matches('/') == path)
+        };
         if !mounted_at(&mounts, "/etc/hosts") {
             let path = self.hosts_file(pod_ips).await?;
             mounts.push(Mount {
@@ -252,7 +258,8 @@ impl Scene {
             });
         }
         if let Some(path) = container.termination_message_path.as_deref().filter(|p| !p.is_empty()) {
-            let log = sandbox::log_dir(config, &self.pod).join(container::log_name(&container.name, restarts));
+            let log =
+                sandbox::log_dir(config, &self.pod).join(container::log_name(&container.name, restarts));
             let file = message_host_path(&log.to_string_lossy());
             if let Some(parent) = PathBuf::from(&file).parent() {
                 tokio::fs::create_dir_all(parent).await.map_err(|e| e.to_string())?;
@@ -272,7 +279,8 @@ impl Scene {
         let path = dir.join("etc-hosts");
         let (name, domain) = network::hostname(&self.pod, &self.kubelet.config.cluster_domain);
         let host = spec::host_network(&self.pod);
-        let of_host = if host { std::fs::read_to_string("/etc/hosts").unwrap_or_default() } else { String::new() };
+        let of_host =
+            if host { std::fs::read_to_string("/etc/hosts").unwrap_or_default() } else { String::new() };
         let aliases = spec::spec(&self.pod).host_aliases.as_deref().unwrap_or_default();
         let text = network::hosts_file(host, &of_host, pod_ips, &name, &domain, aliases);
         tokio::fs::write(&path, text).await.map_err(|e| e.to_string())?;
@@ -355,7 +363,12 @@ impl Scene {
             self.handle.stir();
             let ip = pod_ips.first().map(String::as_str);
             if let Err(text) = lifecycle::run(&kubelet.cri, &id, container, ip, hook).await {
-                tracing::info!(pod = self.handle.name, container = name, error = text, "postStart hook failed");
+                tracing::info!(
+                    pod = self.handle.name,
+                    container = name,
+                    error = text,
+                    "postStart hook failed"
+                );
                 kubelet.events.warning(&reference, "FailedPostStartHook", "PostStartHook failed");
                 let instance = Instance { id, name: name.to_owned(), ..Instance::default() };
                 let text_kill = "FailedPostStartHook".to_owned();
@@ -379,7 +392,13 @@ impl Scene {
     }
 
     /// Stops a container: hook, signal, and in the end force.
-    pub async fn kill(&self, instance: &Instance, message: &str, grace: Option<i64>, deadline: Option<Instant>) {
+    pub async fn kill(
+        &self,
+        instance: &Instance,
+        message: &str,
+        grace: Option<i64>,
+        deadline: Option<Instant>,
+    ) {
         let kubelet = &self.kubelet;
         let found = spec::find(&self.pod, &instance.name);
         let kind = found.as_ref().map_or(Kind::Main, |(k, _)| *k);
@@ -388,7 +407,11 @@ impl Scene {
         if let Some(deadline) = deadline {
             left = left.min(deadline.saturating_duration_since(Instant::now()).as_secs_f64().ceil() as i64);
         }
-        let text = if message.is_empty() { format!("Stopping container {}", instance.name) } else { message.to_owned() };
+        let text = if message.is_empty() {
+            format!("Stopping container {}", instance.name)
+        } else {
+            message.to_owned()
+        };
         kubelet.events.normal(&reference, "Killing", text);
         if let Some((_, container)) = &found
             && let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref())
@@ -403,11 +426,20 @@ impl Scene {
             match tokio::time::timeout(limit, hook).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
-                    tracing::info!(pod = self.handle.name, container = instance.name, error, "preStop hook failed");
+                    tracing::info!(
+                        pod = self.handle.name,
+                        container = instance.name,
+                        error,
+                        "preStop hook failed"
+                    );
                     kubelet.events.warning(&reference, "FailedPreStopHook", "PreStopHook failed");
                 }
                 Err(_) => {
-                    tracing::info!(pod = self.handle.name, container = instance.name, "preStop hook took the whole grace period");
+                    tracing::info!(
+                        pod = self.handle.name,
+                        container = instance.name,
+                        "preStop hook took the whole grace period"
+                    );
                 }
             }
             left -= begun.elapsed().as_secs() as i64;
@@ -425,12 +457,7 @@ impl Scene {
     /// sandboxes.
     pub async fn terminate(&self, seen: &Observed, grace: i64) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_secs(grace.max(0) as u64);
-        let running: Vec<Arc<Instance>> = seen
-            .instances
-            .iter()
-            .filter(|i| !i.exited())
-            .cloned()
-            .collect();
+        let running: Vec<Arc<Instance>> = seen.instances.iter().filter(|i| !i.exited()).cloned().collect();
         let sidecars: Vec<&str> = spec::init_containers(&self.pod)
             .iter()
             .filter(|c| spec::is_sidecar(c))

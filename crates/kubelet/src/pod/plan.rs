@@ -48,15 +48,30 @@ pub struct Knowledge<'a> {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    CreateSandbox { attempt: u32 },
+    CreateSandbox {
+        attempt: u32,
+    },
     /// Ends what runs in sandboxes that cannot be used, and these themselves, so that a new one can be made.
     ResetSandbox,
-    Start { kind: Kind, name: String, restarts: u32 },
-    Kill { id: String, name: String, message: String, grace: Option<i64> },
+    Start {
+        kind: Kind,
+        name: String,
+        restarts: u32,
+    },
+    Kill {
+        id: String,
+        name: String,
+        message: String,
+        grace: Option<i64>,
+    },
     /// Everything has run: the pod ends.
     Finish,
-    RemoveInstance { id: String },
-    RemoveSandbox { id: String },
+    RemoveInstance {
+        id: String,
+    },
+    RemoveSandbox {
+        id: String,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -126,7 +141,9 @@ fn plan_sandbox(pod: &Pod, seen: &Observed, know: &Knowledge<'_>, plan: &mut Pla
             || !containers.iter().any(runs_again)
             || spec::init_containers(pod).iter().any(|c| {
                 !spec::is_sidecar(c)
-                    && seen.newest(&c.name).is_some_and(|i| i.exited() && i.exit_code != 0 && !spec::restarts(pod, c, i.exit_code))
+                    && seen.newest(&c.name).is_some_and(|i| {
+                        i.exited() && i.exit_code != 0 && !spec::restarts(pod, c, i.exit_code)
+                    })
             }));
     if over {
         plan.actions.push(Action::Finish);

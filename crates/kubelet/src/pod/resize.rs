@@ -30,9 +30,12 @@ pub fn infeasible(pod: &Pod, allocatable: &Resources) -> Option<String> {
     let totals = crate::cgroup::pod_totals(pod);
     let cpu = quantity::milli_of(Some(allocatable), "cpu").unwrap_or(0);
     let memory = quantity::of(Some(allocatable), "memory").unwrap_or(0);
-    for (what, asked, there) in [("cpu", totals.cpu_request, cpu), ("memory", totals.memory_request, memory)] {
+    for (what, asked, there) in [("cpu", totals.cpu_request, cpu), ("memory", totals.memory_request, memory)]
+    {
         if asked > there {
-            return Some(format!("Node didn't have enough capacity: {what}, requested: {asked}, capacity: {there}"));
+            return Some(format!(
+                "Node didn't have enough capacity: {what}, requested: {asked}, capacity: {there}"
+            ));
         }
     }
     None
@@ -53,7 +56,10 @@ mod tests {
     fn what_changes() {
         assert!(!differs(&limits("1", "1Gi"), &limits("1000m", "1024Mi")));
         assert!(differs(&limits("1", "1Gi"), &limits("2", "1Gi")));
-        let policy = ContainerResizePolicy { resource_name: "memory".into(), restart_policy: "RestartContainer".into() };
+        let policy = ContainerResizePolicy {
+            resource_name: "memory".into(),
+            restart_policy: "RestartContainer".into(),
+        };
         let container = Container { resize_policy: Some(vec![policy]), ..Container::default() };
         assert!(!restarts(&container, &limits("1", "1Gi"), &limits("2", "1Gi")));
         assert!(restarts(&container, &limits("1", "1Gi"), &limits("1", "2Gi")));

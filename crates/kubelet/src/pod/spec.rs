@@ -170,7 +170,8 @@ pub fn qos(pod: &Pod) -> Qos {
     };
     for resources in levels {
         for name in ["cpu", "memory"] {
-            let limit = crate::quantity::milli_of(resources.and_then(|r| r.limits.as_ref()), name).unwrap_or(0);
+            let limit =
+                crate::quantity::milli_of(resources.and_then(|r| r.limits.as_ref()), name).unwrap_or(0);
             let request =
                 crate::quantity::milli_of(resources.and_then(|r| r.requests.as_ref()), name).unwrap_or(0);
             any |= limit != 0 || request != 0;

@@ -6,8 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
     ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus,
-    ResourceRequirements,
-    VolumeMountStatus,
+    ResourceRequirements, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -187,7 +186,8 @@ fn initialized(
         return (true, "PodCompleted", String::new());
     }
     let begun = main.iter().any(|s| {
-        s.started == Some(true) || s.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+        s.started == Some(true)
+            || s.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
     });
     if begun {
         return (true, "", String::new());
@@ -195,9 +195,8 @@ fn initialized(
     let incomplete: Vec<&str> = spec::init_containers(pod)
         .iter()
         .filter(|c| {
-            status_of(init, &c.name).is_none_or(|s| {
-                if spec::is_sidecar(c) { s.started != Some(true) } else { !s.ready }
-            })
+            status_of(init, &c.name)
+                .is_none_or(|s| if spec::is_sidecar(c) { s.started != Some(true) } else { !s.ready })
         })
         .map(|c| c.name.as_str())
         .collect();
@@ -242,10 +241,8 @@ fn readiness_gates(pod: &Pod, old: &PodStatus) -> Vec<String> {
         match old.conditions.iter().flatten().find(|c| c.type_ == *kind) {
             None => complaints
                 .push(format!("corresponding condition of pod readiness gate {kind:?} does not exist.")),
-            Some(c) if c.status != "True" => complaints.push(format!(
-                "the status of pod readiness gate {kind:?} is not \"True\", but {}",
-                c.status
-            )),
+            Some(c) if c.status != "True" => complaints
+                .push(format!("the status of pod readiness gate {kind:?} is not \"True\", but {}", c.status)),
             _ => {}
         }
     }
@@ -392,7 +389,11 @@ fn of_absent(
         && state.terminated.is_some()
     {
         // The runtime forgot a run whose end is known.
-        return ContainerStatus { started: Some(false), ready: old.ready && kind == Kind::Init, ..old.clone() };
+        return ContainerStatus {
+            started: Some(false),
+            ready: old.ready && kind == Kind::Init,
+            ..old.clone()
+        };
     }
     if let Some(old) = old {
         status.restart_count = old.restart_count;
@@ -486,7 +487,11 @@ fn of_instance(
         },
         last_state: i.seen.previous(&container.name).filter(|p| p.exited()).map(|p| terminated(i, p)),
         user: instance.user.clone().map(|(uid, gid, groups)| ContainerUser {
-            linux: Some(LinuxContainerUser { uid, gid, supplemental_groups: Some(groups).filter(|g| !g.is_empty()) }),
+            linux: Some(LinuxContainerUser {
+                uid,
+                gid,
+                supplemental_groups: Some(groups).filter(|g| !g.is_empty()),
+            }),
         }),
         ..ContainerStatus::default()
     };
@@ -533,4 +538,3 @@ fn of_instance(
     }
     status
 }
-

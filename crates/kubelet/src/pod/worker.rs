@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::observed::{Observed, Observer};
 use super::operations::{Scene, StartError};
 use super::plan::{self, Action, Backoff, Knowledge};
-use super::{resize, spec};
 use super::status::{self, Verdict};
+use super::{resize, spec};
 use crate::kubelet::Kubelet;
 use crate::pods::{PodHandle, Update};
 use crate::probes::Probes;
@@ -37,9 +37,19 @@ enum Done {
     Sandbox(Result<(), String>),
     Reset,
     Volumes(Result<(), String>),
-    Started { name: String, result: Result<(), StartError> },
-    Killed { name: String },
-    Resized { id: String, name: String, resources: ResourceRequirements, result: Result<(), String> },
+    Started {
+        name: String,
+        result: Result<(), StartError>,
+    },
+    Killed {
+        name: String,
+    },
+    Resized {
+        id: String,
+        name: String,
+        resources: ResourceRequirements,
+        result: Result<(), String>,
+    },
     Terminated(Result<(), String>),
     Cleaned(Result<(), String>),
     Removed(Result<(), String>),
@@ -208,10 +218,16 @@ impl Worker {
                         self.not_before.remove("");
                     }
                     Err(error) => {
-                        tracing::warn!(pod = self.handle().name, namespace = self.handle().namespace, error, "no sandbox");
+                        tracing::warn!(
+                            pod = self.handle().name,
+                            namespace = self.handle().namespace,
+                            error,
+                            "no sandbox"
+                        );
                         let delay = 500i64 << self.failures.min(6);
                         self.failures += 1;
-                        self.not_before.insert(String::new(), Timestamp::now() + SignedDuration::from_millis(delay));
+                        self.not_before
+                            .insert(String::new(), Timestamp::now() + SignedDuration::from_millis(delay));
                     }
                 }
             }
@@ -392,7 +408,8 @@ impl Worker {
         // The runtime tells of an end a moment before its own records show it.
         let seen = self.seen.clone();
         self.expected.retain(|id| {
-            seen.by_id(id).is_some_and(|i| i.running()) || seen.sandboxes.iter().any(|s| s.id == *id && s.ready)
+            seen.by_id(id).is_some_and(|i| i.running())
+                || seen.sandboxes.iter().any(|s| s.id == *id && s.ready)
         });
         if self.expected.is_empty() || self.looks > 9 {
             self.expected.clear();
@@ -439,11 +456,17 @@ impl Worker {
         if self.phase != Phase::Running {
             return;
         }
-        if self.first && self.seen.sandboxes.is_empty() && self.verdict.is_none()
+        if self.first
+            && self.seen.sandboxes.is_empty()
+            && self.verdict.is_none()
             && let Some(name) = super::operations::forbidden_sysctl(pod)
         {
             let message = format!("Pod was rejected: forbidden sysctl: \"{name}\" not allowlisted");
-            self.scene.kubelet.events.warning(&crate::events::pod_reference(pod), "SysctlForbidden", message.clone());
+            self.scene.kubelet.events.warning(
+                &crate::events::pod_reference(pod),
+                "SysctlForbidden",
+                message.clone(),
+            );
             self.verdict = Some(Verdict { reason: "SysctlForbidden".into(), message, disruption: false });
         }
         let now = Timestamp::now();
@@ -514,9 +537,8 @@ impl Worker {
         let now = Timestamp::now();
         let unhealthy = self.probes.unhealthy(pod, &self.seen);
         let (probes, busy) = (&self.probes, &self.busy);
-        let started = |c: &Container, i: &super::observed::Instance| {
-            !busy.contains(&c.name) && probes.started(c, i)
-        };
+        let started =
+            |c: &Container, i: &super::observed::Instance| !busy.contains(&c.name) && probes.started(c, i);
         let plan = plan::plan(
             pod,
             &self.seen,
@@ -552,7 +574,11 @@ impl Worker {
         if self.phase == Phase::Running {
             self.resize(pod, now);
         }
-        if self.phase == Phase::Running && self.seen.current().is_some() && !self.volumes_busy && !self.sandbox_busy {
+        if self.phase == Phase::Running
+            && self.seen.current().is_some()
+            && !self.volumes_busy
+            && !self.sandbox_busy
+        {
             self.refresh_volumes(now);
         }
         let mut wake = plan.wake_at;
@@ -572,9 +598,13 @@ impl Worker {
         for instance in seen.running() {
             let Some((kind, container)) = spec::find(pod, &instance.name) else { continue };
             let wanted = container.resources.clone().unwrap_or_default();
-            let told = pod.status.iter().flat_map(|s| s.container_statuses.iter().chain(&s.init_container_statuses).flatten());
+            let told = pod
+                .status
+                .iter()
+                .flat_map(|s| s.container_statuses.iter().chain(&s.init_container_statuses).flatten());
             let own = told.into_iter().find(|s| {
-                s.container_id.as_deref().is_some_and(|id| id.ends_with(&instance.id)) && s.resources.is_some()
+                s.container_id.as_deref().is_some_and(|id| id.ends_with(&instance.id))
+                    && s.resources.is_some()
             });
             let applied = self
                 .applied
@@ -627,10 +657,13 @@ impl Worker {
         let shown = (meta.labels.clone(), meta.annotations.clone());
         let renamed = self.shown.as_ref() != Some(&shown);
         self.shown = Some(shown);
-        let own = renamed && spec::spec(&self.scene.pod).volumes.iter().flatten().any(|v| {
-            v.downward_api.is_some()
-                || v.projected.as_ref().is_some_and(|p| p.sources.iter().flatten().any(|s| s.downward_api.is_some()))
-        });
+        let own = renamed
+            && spec::spec(&self.scene.pod).volumes.iter().flatten().any(|v| {
+                v.downward_api.is_some()
+                    || v.projected
+                        .as_ref()
+                        .is_some_and(|p| p.sources.iter().flatten().any(|s| s.downward_api.is_some()))
+            });
         if self.retry_at.is_some() || !(due || stirred || own) {
             return;
         }
@@ -728,12 +761,8 @@ impl Worker {
         let hooked = |c: &Container| {
             busy.contains(&c.name) && c.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some())
         };
-        let started = |c: &Container, i: &super::observed::Instance| {
-            !hooked(c) && probes.started(c, i)
-        };
-        let ready = |c: &Container, i: &super::observed::Instance| {
-            !hooked(c) && probes.ready(c, i)
-        };
+        let started = |c: &Container, i: &super::observed::Instance| !hooked(c) && probes.started(c, i);
+        let ready = |c: &Container, i: &super::observed::Instance| !hooked(c) && probes.ready(c, i);
         let applied = &self.applied;
         let resources = |c: &Container, i: &super::observed::Instance| {
             applied.get(&i.id).cloned().or_else(|| c.resources.clone())
@@ -778,10 +807,10 @@ impl Worker {
         self.sent = Some(sending);
         self.told = false;
         self.status_busy = true;
-        let (namespace, name, uid) = (target.namespace().to_owned(), target.name().to_owned(), target.uid().to_owned());
-        self.tasks.spawn(async move {
-            Done::Status(kubelet.patch_status(&namespace, &name, &uid, patch).await)
-        });
+        let (namespace, name, uid) =
+            (target.namespace().to_owned(), target.name().to_owned(), target.uid().to_owned());
+        self.tasks
+            .spawn(async move { Done::Status(kubelet.patch_status(&namespace, &name, &uid, patch).await) });
     }
 }
 

@@ -90,7 +90,10 @@ impl Probes {
                     out.insert(
                         instance.id.clone(),
                         Unhealthy {
-                            message: format!("Container {} failed {word} probe, will be restarted", instance.name),
+                            message: format!(
+                                "Container {} failed {word} probe, will be restarted",
+                                instance.name
+                            ),
                             grace: probe.termination_grace_period_seconds,
                         },
                     );
@@ -212,7 +215,10 @@ impl Task {
                     (false, text)
                 }
                 Outcome::Unknown(text) => {
-                    self.unhealthy(format!("{} probe errored and resulted in unknown state: {text}", self.kind.name()));
+                    self.unhealthy(format!(
+                        "{} probe errored and resulted in unknown state: {text}",
+                        self.kind.name()
+                    ));
                     continue;
                 }
             };
@@ -252,12 +258,8 @@ impl Task {
     async fn probe(&self) -> Outcome {
         let timeout = seconds(self.probe.timeout_seconds, 1);
         if let Some(exec) = &self.probe.exec {
-            let command = exec
-                .command
-                .iter()
-                .flatten()
-                .map(|a| crate::pod::env::expand(a, |_| None))
-                .collect();
+            let command =
+                exec.command.iter().flatten().map(|a| crate::pod::env::expand(a, |_| None)).collect();
             return match self.kubelet.cri.exec_sync(&self.id, command, Some(timeout)).await {
                 Ok(answer) if answer.exit_code == 0 => Outcome::Success,
                 Ok(answer) => {
@@ -294,10 +296,9 @@ impl Task {
                 target.path
             );
             return match net::get(&target, timeout).await {
-                Ok(answer) if answer.redirected_away => Outcome::Warning(format!(
-                    "Probe terminated redirects, Response body: {}",
-                    answer.body
-                )),
+                Ok(answer) if answer.redirected_away => {
+                    Outcome::Warning(format!("Probe terminated redirects, Response body: {}", answer.body))
+                }
                 Ok(answer) if (200..400).contains(&answer.status) => Outcome::Success,
                 Ok(answer) => {
                     Outcome::Failure(format!("HTTP probe failed with statuscode: {}", answer.status))

@@ -47,12 +47,14 @@ pub fn tls(kubelet: &Kubelet) -> Result<Arc<rustls::ServerConfig>> {
         }
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?;
     let builder = match &config.client_ca_file {
         Some(path) => {
             let mut roots = rustls::RootCertStore::empty();
-            for cert in CertificateDer::pem_file_iter(path).with_context(|| format!("reading {}", path.display()))? {
+            for cert in
+                CertificateDer::pem_file_iter(path).with_context(|| format!("reading {}", path.display()))?
+            {
                 roots.add(cert?)?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
@@ -172,10 +174,10 @@ impl Auth {
             .await
             .map_err(|e| text(StatusCode::UNAUTHORIZED, api_message(&e)))?;
         let status = answer.status.unwrap_or_default();
-        let user = status.user.filter(|_| status.authenticated == Some(true)).map(|u| User {
-            name: u.username.unwrap_or_default(),
-            groups: u.groups.unwrap_or_default(),
-        });
+        let user = status
+            .user
+            .filter(|_| status.authenticated == Some(true))
+            .map(|u| User { name: u.username.unwrap_or_default(), groups: u.groups.unwrap_or_default() });
         let mut tokens = self.tokens.lock();
         if tokens.len() >= CACHED_MAX {
             tokens.clear();
@@ -217,7 +219,9 @@ impl Auth {
             .all::<SubjectAccessReview>()
             .create(&PostParams::default(), &review)
             .await
-            .map_err(|e| text(StatusCode::INTERNAL_SERVER_ERROR, format!("Authorization error: {}", api_message(&e))))?;
+            .map_err(|e| {
+                text(StatusCode::INTERNAL_SERVER_ERROR, format!("Authorization error: {}", api_message(&e)))
+            })?;
         let allowed = answer.status.is_some_and(|s| s.allowed);
         let mut decisions = self.decisions.lock();
         if decisions.len() >= CACHED_MAX {

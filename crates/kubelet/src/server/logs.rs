@@ -290,7 +290,10 @@ mod tests {
                 Options { timestamps: true, tail: Some(1), ..Options::default() },
                 "2026-01-01T00:00:02Z last\n",
             ),
-            (Options { since: Some("2026-01-01T00:00:01Z".parse().unwrap()), ..Options::default() }, "err\nlast\n"),
+            (
+                Options { since: Some("2026-01-01T00:00:01Z".parse().unwrap()), ..Options::default() },
+                "err\nlast\n",
+            ),
         ] {
             assert_eq!(show(options.clone()).await, want, "{options:?}");
         }

@@ -39,7 +39,9 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 pub fn text(status: StatusCode, message: impl Into<String>) -> Response<Body> {
     let mut response = Response::new(full(message.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
@@ -91,7 +93,9 @@ pub async fn serve(kubelet: Arc<Kubelet>, listener: TcpListener) {
         let tasks = kubelet.tasks.clone();
         tasks.spawn(async move {
             let _slot = slot;
-            let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await else { return };
+            let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await else {
+                return;
+            };
             let user = auth::certificate_user(stream.get_ref().1);
             let stop = kubelet.shutdown.clone();
             let service = service_fn(move |request| {
@@ -125,18 +129,21 @@ fn get<'a>(query: &'a Query, key: &str) -> Option<&'a str> {
 }
 
 fn flag(query: &Query, names: &[&str]) -> bool {
-    names.iter().any(|n| get(query, n).is_some_and(|v| matches!(v, "1" | "true" | "True" | "TRUE" | "t" | "T" | "")))
+    names
+        .iter()
+        .any(|n| get(query, n).is_some_and(|v| matches!(v, "1" | "true" | "True" | "TRUE" | "t" | "T" | "")))
 }
 
 async fn route(kubelet: Arc<Kubelet>, request: Request<Incoming>) -> Response<Body> {
     let path = percent_encoding::percent_decode_str(request.uri().path()).decode_utf8_lossy().into_owned();
-    let query: Query = form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes())
-        .into_owned()
-        .collect();
+    let query: Query =
+        form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).into_owned().collect();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
     let result = match parts.as_slice() {
-        ["healthz" | "livez" | "readyz"] | ["healthz", "ping" | "log" | "syncloop"] => Ok(text(StatusCode::OK, "ok")),
+        ["healthz" | "livez" | "readyz"] | ["healthz", "ping" | "log" | "syncloop"] => {
+            Ok(text(StatusCode::OK, "ok"))
+        }
         ["pods"] | ["runningpods"] => Ok(as_json(&pod_list(&kubelet))),
         ["configz"] => Ok(as_json(&configz(&kubelet))),
         ["metrics"] => Ok(text(StatusCode::OK, stats::metrics(&kubelet))),
@@ -235,14 +242,19 @@ fn configz(kubelet: &Kubelet) -> Value {
 fn number(query: &Query, key: &str) -> Result<Option<u64>, Response<Body>> {
     match get(query, key) {
         None => Ok(None),
-        Some(text_) => text_
-            .parse()
-            .map(Some)
-            .map_err(|_| text(StatusCode::BAD_REQUEST, format!("{key} must be a number that is not negative"))),
+        Some(text_) => text_.parse().map(Some).map_err(|_| {
+            text(StatusCode::BAD_REQUEST, format!("{key} must be a number that is not negative"))
+        }),
     }
 }
 
-fn container_logs(kubelet: &Arc<Kubelet>, namespace: &str, pod: &str, container: &str, query: &Query) -> Answer {
+fn container_logs(
+    kubelet: &Arc<Kubelet>,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    query: &Query,
+) -> Answer {
     let handle = find_pod(kubelet, namespace, pod)?;
     let observed = handle.observed();
     let previous = flag(query, &["previous"]) && get(query, "previous").is_some();
@@ -271,9 +283,9 @@ fn container_logs(kubelet: &Arc<Kubelet>, namespace: &str, pod: &str, container:
     };
     let since = match (number(query, "sinceSeconds")?, get(query, "sinceTime")) {
         (Some(seconds), _) => Some(Timestamp::now() - SignedDuration::from_secs(seconds.min(1 << 40) as i64)),
-        (None, Some(time)) => Some(
-            time.parse().map_err(|e| text(StatusCode::BAD_REQUEST, format!("sinceTime: {e}")))?,
-        ),
+        (None, Some(time)) => {
+            Some(time.parse().map_err(|e| text(StatusCode::BAD_REQUEST, format!("sinceTime: {e}")))?)
+        }
         (None, None) => None,
     };
     let options = logs::Options {
@@ -447,6 +459,7 @@ fn host_logs(parts: &[&str]) -> Answer {
     }
     let mut bytes = Vec::new();
     let file = std::fs::File::open(&real).map_err(failed)?;
-    std::io::Read::read_to_end(&mut std::io::Read::take(file, SHOWN_BYTES_MAX), &mut bytes).map_err(failed)?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, SHOWN_BYTES_MAX), &mut bytes)
+        .map_err(failed)?;
     Ok(text(StatusCode::OK, String::from_utf8_lossy(&bytes).into_owned()))
 }

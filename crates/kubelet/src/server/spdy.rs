@@ -49,8 +49,14 @@ fn dictionary() -> Vec<u8> {
 /// What comes from the other end.
 #[derive(Debug, PartialEq)]
 pub enum Event {
-    Data { stream: u32, data: Bytes, fin: bool },
-    Reset { stream: u32 },
+    Data {
+        stream: u32,
+        data: Bytes,
+        fin: bool,
+    },
+    Reset {
+        stream: u32,
+    },
     /// Answers owed to the other end: to be written as they are.
     Reply(Bytes),
     Closed,
@@ -172,7 +178,11 @@ impl<S: AsyncRead> Reader<S> {
             match (first & 0xffff) as u16 {
                 RST_STREAM if length >= 4 => return Ok(Some(Event::Reset { stream: payload.get_u32() })),
                 SYN_REPLY if flags & FLAG_FIN != 0 && length >= 4 => {
-                    return Ok(Some(Event::Data { stream: payload.get_u32(), data: Bytes::new(), fin: true }));
+                    return Ok(Some(Event::Data {
+                        stream: payload.get_u32(),
+                        data: Bytes::new(),
+                        fin: true,
+                    }));
                 }
                 PING if length >= 4 => {
                     let mut reply = BytesMut::with_capacity(12);

@@ -30,8 +30,11 @@ struct Usage {
 }
 
 async fn usage(kubelet: &Kubelet) -> Outcome<Vec<Usage>> {
-    let stats =
-        kubelet.cri.container_stats().await.map_err(|e| text(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    let stats = kubelet
+        .cri
+        .container_stats()
+        .await
+        .map_err(|e| text(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     Ok(stats
         .into_iter()
         .filter_map(|s| {
@@ -71,7 +74,8 @@ fn node_cpu_nanos() -> u64 {
         .filter_map(|t| t.parse().ok())
         .collect();
     // user nice system idle iowait irq softirq steal; waiting is not using.
-    let busy: u64 = ticks.iter().take(8).enumerate().filter(|(i, _)| *i != 3 && *i != 4).map(|(_, t)| t).sum();
+    let busy: u64 =
+        ticks.iter().take(8).enumerate().filter(|(i, _)| *i != 3 && *i != 4).map(|(_, t)| t).sum();
     busy * (1_000_000_000 / 100)
 }
 
@@ -214,9 +218,17 @@ pub fn metrics(kubelet: &Kubelet) -> String {
             *states.entry(state).or_default() += 1;
         }
     }
-    let _ = writeln!(out, "# TYPE kubelet_node_name gauge\nkubelet_node_name{{node=\"{}\"}} 1", kubelet.config.node_name);
+    let _ = writeln!(
+        out,
+        "# TYPE kubelet_node_name gauge\nkubelet_node_name{{node=\"{}\"}} 1",
+        kubelet.config.node_name
+    );
     let _ = writeln!(out, "# TYPE kubelet_running_pods gauge\nkubelet_running_pods {running}");
-    let _ = writeln!(out, "# TYPE kubelet_desired_pods gauge\nkubelet_desired_pods{{static=\"\"}} {}", pods.len());
+    let _ = writeln!(
+        out,
+        "# TYPE kubelet_desired_pods gauge\nkubelet_desired_pods{{static=\"\"}} {}",
+        pods.len()
+    );
     let _ = writeln!(out, "# TYPE kubelet_running_containers gauge");
     for (state, count) in states {
         let _ = writeln!(out, "kubelet_running_containers{{container_state=\"{state}\"}} {count}");
@@ -237,23 +249,42 @@ pub async fn resource_metrics(kubelet: &Kubelet) -> Outcome<String> {
     let (used, _) = node_memory(kubelet);
     let _ = writeln!(out, "# TYPE node_cpu_usage_seconds_total counter");
     let _ = writeln!(out, "node_cpu_usage_seconds_total {} {now}", node_cpu_nanos() as f64 / 1e9);
-    let _ = writeln!(out, "# TYPE node_memory_working_set_bytes gauge\nnode_memory_working_set_bytes {used} {now}");
-    let labels = |u: &Usage| format!("container=\"{}\",namespace=\"{}\",pod=\"{}\"", u.container, u.namespace, u.pod);
+    let _ = writeln!(
+        out,
+        "# TYPE node_memory_working_set_bytes gauge\nnode_memory_working_set_bytes {used} {now}"
+    );
+    let labels =
+        |u: &Usage| format!("container=\"{}\",namespace=\"{}\",pod=\"{}\"", u.container, u.namespace, u.pod);
     let _ = writeln!(out, "# TYPE container_cpu_usage_seconds_total counter");
     for u in &usage {
         let at = u.at.as_millisecond();
-        let _ = writeln!(out, "container_cpu_usage_seconds_total{{{}}} {} {at}", labels(u), u.cpu_nanos as f64 / 1e9);
+        let _ = writeln!(
+            out,
+            "container_cpu_usage_seconds_total{{{}}} {} {at}",
+            labels(u),
+            u.cpu_nanos as f64 / 1e9
+        );
     }
     let _ = writeln!(out, "# TYPE container_memory_working_set_bytes gauge");
     for u in &usage {
         let at = u.at.as_millisecond();
-        let _ = writeln!(out, "container_memory_working_set_bytes{{{}}} {} {at}", labels(u), value(&u.memory.working_set_bytes));
+        let _ = writeln!(
+            out,
+            "container_memory_working_set_bytes{{{}}} {} {at}",
+            labels(u),
+            value(&u.memory.working_set_bytes)
+        );
     }
     let _ = writeln!(out, "# TYPE container_start_time_seconds gauge");
     for u in &usage {
         let Some(handle) = kubelet.pods.get(&u.uid) else { continue };
         if let Some(instance) = handle.observed().by_id(&u.id) {
-            let _ = writeln!(out, "container_start_time_seconds{{{}}} {}", labels(u), instance.started_at as f64 / 1e9);
+            let _ = writeln!(
+                out,
+                "container_start_time_seconds{{{}}} {}",
+                labels(u),
+                instance.started_at as f64 / 1e9
+            );
         }
     }
     let mut pods: BTreeMap<(String, String), (u64, u64)> = BTreeMap::new();
@@ -264,11 +295,18 @@ pub async fn resource_metrics(kubelet: &Kubelet) -> Outcome<String> {
     }
     let _ = writeln!(out, "# TYPE pod_cpu_usage_seconds_total counter");
     for ((namespace, pod), (cpu, _)) in &pods {
-        let _ = writeln!(out, "pod_cpu_usage_seconds_total{{namespace=\"{namespace}\",pod=\"{pod}\"}} {} {now}", *cpu as f64 / 1e9);
+        let _ = writeln!(
+            out,
+            "pod_cpu_usage_seconds_total{{namespace=\"{namespace}\",pod=\"{pod}\"}} {} {now}",
+            *cpu as f64 / 1e9
+        );
     }
     let _ = writeln!(out, "# TYPE pod_memory_working_set_bytes gauge");
     for ((namespace, pod), (_, memory)) in &pods {
-        let _ = writeln!(out, "pod_memory_working_set_bytes{{namespace=\"{namespace}\",pod=\"{pod}\"}} {memory} {now}");
+        let _ = writeln!(
+            out,
+            "pod_memory_working_set_bytes{{namespace=\"{namespace}\",pod=\"{pod}\"}} {memory} {now}"
+        );
     }
     let _ = writeln!(out, "# TYPE resource_scrape_error gauge\nresource_scrape_error 0");
     Ok(out)

@@ -285,8 +285,11 @@ async fn session(mut socket: Socket, runtime: TokioIo<Upgraded>, streams: Stream
     let stream_of = |number: u8| channels.iter().find(|(n, _)| *n == number).map(|(_, s)| *s);
     let channel_of = |stream: u32| channels.iter().find(|(_, s)| *s == stream).map(|(n, _)| *n);
     // What the other side still has to end.
-    let mut open: Vec<u8> =
-        channels.iter().map(|(n, _)| *n).filter(|n| matches!(*n, channel::STDOUT | channel::STDERR | channel::ERROR)).collect();
+    let mut open: Vec<u8> = channels
+        .iter()
+        .map(|(n, _)| *n)
+        .filter(|n| matches!(*n, channel::STDOUT | channel::STDERR | channel::ERROR))
+        .collect();
     let mut client_gone = false;
     while !open.is_empty() {
         tokio::select! {

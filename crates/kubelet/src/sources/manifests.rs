@@ -61,8 +61,11 @@ pub async fn run(kubelet: Arc<Kubelet>, pods: Informer<Pod>) {
                 continue;
             }
             // A changed manifest is another pod of the same name: it has to wait for the one before.
-            let same_name =
-                kubelet.pods.list().iter().any(|p| p.is_static && p.name == spec::name(pod) && p.namespace == spec::namespace(pod));
+            let same_name = kubelet
+                .pods
+                .list()
+                .iter()
+                .any(|p| p.is_static && p.name == spec::name(pod) && p.namespace == spec::namespace(pod));
             if same_name {
                 continue;
             }

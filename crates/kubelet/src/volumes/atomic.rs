@@ -62,7 +62,8 @@ pub fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<bo
             }
         }
         fs::write(&target, &file.data)?;
-        let mode = if group.is_some() { file.mode | (file.mode & 0o700) >> 3 & 0o050 | 0o040 } else { file.mode };
+        let mode =
+            if group.is_some() { file.mode | (file.mode & 0o700) >> 3 & 0o050 | 0o040 } else { file.mode };
         set(&target, mode, file.owner, group, false)?;
     }
     let staged = dir.join("..data_tmp");
@@ -70,8 +71,11 @@ pub fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<bo
     symlink(&name, &staged)?;
     fs::rename(&staged, dir.join(DATA))?;
 
-    let tops: Vec<PathBuf> =
-        payload.keys().filter_map(|p| Path::new(p).components().find(|c| matches!(c, Component::Normal(_)))).map(|c| c.as_os_str().into()).collect();
+    let tops: Vec<PathBuf> = payload
+        .keys()
+        .filter_map(|p| Path::new(p).components().find(|c| matches!(c, Component::Normal(_))))
+        .map(|c| c.as_os_str().into())
+        .collect();
     for top in &tops {
         let link = dir.join(top);
         if fs::symlink_metadata(&link).is_err() {

@@ -13,16 +13,22 @@ pub fn check(path: &Path, kind: &str) -> Result<(), String> {
         "" => {
             // As runtimes do with a missing source of a bind mount.
             if meta.is_err() {
-                fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(|e| format!("{shown}: {e}"))?;
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o755)
+                    .create(path)
+                    .map_err(|e| format!("{shown}: {e}"))?;
             }
             Ok(())
         }
         "DirectoryOrCreate" => match meta {
             Ok(m) if m.is_dir() => Ok(()),
             Ok(_) => wrong("directory"),
-            Err(_) => {
-                fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(|e| format!("{shown}: {e}"))
-            }
+            Err(_) => fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(path)
+                .map_err(|e| format!("{shown}: {e}")),
         },
         "FileOrCreate" => match meta {
             Ok(m) if m.is_file() => Ok(()),

@@ -50,11 +50,16 @@ pub async fn set_up(
         } else {
             (Some(m.r#type.as_str()), MsFlags::MS_RDONLY)
         };
-        let options: Vec<&str> =
-            m.options.iter().map(String::as_str).filter(|o| !matches!(*o, "ro" | "rw" | "bind" | "rbind")).collect();
+        let options: Vec<&str> = m
+            .options
+            .iter()
+            .map(String::as_str)
+            .filter(|o| !matches!(*o, "ro" | "rw" | "bind" | "rbind"))
+            .collect();
         let options = options.join(",");
         let data = (!options.is_empty()).then_some(options.as_str());
-        mount(Some(m.source.as_str()), path, kind, flags, data).map_err(|e| format!("mounting an image: {e}"))?;
+        mount(Some(m.source.as_str()), path, kind, flags, data)
+            .map_err(|e| format!("mounting an image: {e}"))?;
         if bind {
             let again = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
             mount(None::<&str>, path, None::<&str>, again, None::<&str>)

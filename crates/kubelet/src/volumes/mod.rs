@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, KeyToPath, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Volume,
+    DownwardAPIVolumeFile, KeyToPath, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource,
+    Volume,
 };
 use nix::mount::{MsFlags, mount, umount2};
 
@@ -229,7 +230,9 @@ impl Setup<'_> {
         if fresh && secret {
             // Secrets stay off the disk.
             let size: Option<&str> = None;
-            if let Err(error) = mount(Some(TMPFS), &path, Some(TMPFS), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, size) {
+            if let Err(error) =
+                mount(Some(TMPFS), &path, Some(TMPFS), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, size)
+            {
                 tracing::warn!(path = %path.display(), %error, "no tmpfs for a secret");
             }
         }
@@ -279,13 +282,15 @@ impl Setup<'_> {
         Ok(())
     }
 
-    fn downward(&self, items: &[DownwardAPIVolumeFile], mode: i32, payload: &mut Payload) -> Result<(), String> {
+    fn downward(
+        &self,
+        items: &[DownwardAPIVolumeFile],
+        mode: i32,
+        payload: &mut Payload,
+    ) -> Result<(), String> {
         let allocatable = self.kubelet.allocatable();
-        let facts = env::Facts {
-            host_ips: &self.kubelet.host_ips,
-            pod_ips: self.pod_ips,
-            allocatable: &allocatable,
-        };
+        let facts =
+            env::Facts { host_ips: &self.kubelet.host_ips, pod_ips: self.pod_ips, allocatable: &allocatable };
         for item in items {
             let text = if let Some(field) = &item.field_ref {
                 env::field(self.pod, &field.field_path, &facts)
@@ -311,9 +316,11 @@ impl Setup<'_> {
         let mode = source.default_mode.unwrap_or(0o644);
         for part in source.sources.iter().flatten() {
             if let Some(s) = &part.config_map {
-                self.object(Kind::ConfigMap, &s.name, s.items.as_deref(), mode, s.optional, &mut payload).await?;
+                self.object(Kind::ConfigMap, &s.name, s.items.as_deref(), mode, s.optional, &mut payload)
+                    .await?;
             } else if let Some(s) = &part.secret {
-                self.object(Kind::Secret, &s.name, s.items.as_deref(), mode, s.optional, &mut payload).await?;
+                self.object(Kind::Secret, &s.name, s.items.as_deref(), mode, s.optional, &mut payload)
+                    .await?;
             } else if let Some(s) = &part.downward_api {
                 self.downward(s.items.as_deref().unwrap_or_default(), mode, &mut payload)?;
             } else if let Some(s) = &part.service_account_token {
@@ -378,7 +385,8 @@ impl Setup<'_> {
             .unwrap_or(now + SignedDuration::from_secs(seconds));
         // Renewed when a fifth of the time is left, and once a day in any case.
         let life = expires.duration_since(now);
-        let refresh_at = now + (life * 4 / 5).min(SignedDuration::from_hours(24)).max(SignedDuration::from_secs(10));
+        let refresh_at =
+            now + (life * 4 / 5).min(SignedDuration::from_hours(24)).max(SignedDuration::from_secs(10));
         self.tokens.insert(key, Token { text: text.clone(), refresh_at });
         Ok(text)
     }
@@ -432,7 +440,8 @@ fn empty_dir(path: &Path, memory: bool, size: Option<i64>, group: Option<u32>) -
     fs::create_dir_all(path)?;
     if memory && !is_mount_point(path) {
         let options = size.map(|s| format!("size={s}"));
-        mount(Some(TMPFS), path, Some(TMPFS), MsFlags::empty(), options.as_deref()).map_err(std::io::Error::from)?;
+        mount(Some(TMPFS), path, Some(TMPFS), MsFlags::empty(), options.as_deref())
+            .map_err(std::io::Error::from)?;
     }
     if fresh {
         fs::set_permissions(path, fs::Permissions::from_mode(0o777))?;

@@ -14,7 +14,8 @@ pub fn bind(volume: &Path, part: &str, place: &Path) -> Result<PathBuf, String> 
     if Path::new(part).components().any(|c| matches!(c, Component::ParentDir | Component::RootDir)) {
         return Err(format!("subPath {part:?} must be relative and must not contain '..'"));
     }
-    let fail = |what: &str, e: &dyn std::fmt::Display| format!("failed to prepare subPath {part:?}: {what}: {e}");
+    let fail =
+        |what: &str, e: &dyn std::fmt::Display| format!("failed to prepare subPath {part:?}: {what}: {e}");
     let root = nix::fcntl::open(volume, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|e| fail("volume", &e))?;
     let fd = match beneath(&root, Path::new(part)) {
