@@ -17,6 +17,7 @@ const BASE: Rules = Rules { group: GROUP, ..WITH_STATUS };
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "deployments",
+        first_status: r#"{}"#,
         defaults: deployment_defaults,
         validate: validation::deployment,
         validate_update: validation::deployment_update,
@@ -27,6 +28,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "replicasets",
+        first_status: r#"{"replicas":0}"#,
         defaults: replica_set_defaults,
         validate: validation::replica_set,
         validate_update: validation::replica_set_update,
@@ -42,6 +44,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "statefulsets",
+        first_status: r#"{"replicas":0,"availableReplicas":0}"#,
         defaults: stateful_set_defaults,
         name: crate::meta::label_name,
         validate: validation::stateful_set,
@@ -53,7 +56,10 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "daemonsets",
+        first_status: r#"{"currentNumberScheduled":0,"numberMisscheduled":0,"desiredNumberScheduled":0,"numberReady":0}"#,
         defaults: daemon_set_defaults,
+        prepare_for_create: |set| set_template_generation(set, 1),
+        prepare_for_update: count_template_generation,
         validate: validation::daemon_set,
         validate_update: validation::daemon_set_update,
         validate_status_update: validation::daemon_set_status,
@@ -123,4 +129,20 @@ fn daemon_set_defaults(set: &mut Value) {
     }
     set.put_default("spec.revisionHistoryLimit", 10);
     template(set);
+}
+
+/// Where daemon sets show how often their template has changed; older clients look there.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+fn set_template_generation(set: &mut Value, generation: i64) {
+    if let Some(annotations) = set.object_mut("metadata.annotations") {
+        annotations.insert(TEMPLATE_GENERATION.to_owned(), generation.to_string().into());
+    }
+}
+
+fn count_template_generation(new: &mut Value, old: &Value) {
+    let was = old.at("metadata.annotations").get_or_null(TEMPLATE_GENERATION).as_str();
+    let was = was.and_then(|text| text.parse().ok()).unwrap_or(0);
+    let changed = !crate::equality::same_at(new, old, "spec.template");
+    set_template_generation(new, was + i64::from(changed));
 }

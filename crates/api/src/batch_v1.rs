@@ -15,6 +15,7 @@ const BASE: Rules = Rules { group: GROUP, ..WITH_STATUS };
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "jobs",
+        first_status: r#"{}"#,
         defaults: job_defaults,
         validate: validation::job,
         validate_update: validation::job_update,
@@ -31,6 +32,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "cronjobs",
+        first_status: r#"{}"#,
         defaults: cron_job_defaults,
         validate: validation::cron_job,
         validate_update: validation::cron_job_update,
@@ -59,6 +61,7 @@ fn prepare_job(job: &mut Value) {
     if let Some(selected) = job.object_mut("spec.selector.matchLabels") {
         selected.entry(CONTROLLER_UID[0]).or_insert_with(|| uid.as_str().into());
     }
+    label_as_template(job);
 }
 
 fn job_defaults(job: &mut Value) {
@@ -68,10 +71,7 @@ fn job_defaults(job: &mut Value) {
     job.put_default("spec.parallelism", 1);
     let retries = if job.has("spec.backoffLimitPerIndex") { i64::from(i32::MAX) } else { 6 };
     job.put_default("spec.backoffLimit", retries);
-    let labels = job.at("spec.template.metadata.labels").clone();
-    if labels.is_object() && job.at("metadata.labels").as_object().is_none_or(serde_json::Map::is_empty) {
-        job.put("metadata.labels", labels);
-    }
+    label_as_template(job);
     job.put_default("spec.completionMode", "NonIndexed");
     job.put_default("spec.suspend", false);
     let replacement = if job.has("spec.podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
@@ -79,6 +79,14 @@ fn job_defaults(job: &mut Value) {
     job.put_default("spec.manualSelector", false);
     if let Some(spec) = job.find_mut("spec") {
         job_spec_defaults(spec);
+    }
+}
+
+/// A job without labels has those of its pods.
+fn label_as_template(job: &mut Value) {
+    let labels = job.at("spec.template.metadata.labels").clone();
+    if labels.is_object() && job.at("metadata.labels").as_object().is_none_or(serde_json::Map::is_empty) {
+        job.put("metadata.labels", labels);
     }
 }
 
@@ -99,6 +107,9 @@ fn cron_job_defaults(job: &mut Value) {
     job.put_default("spec.suspend", false);
     job.put_default("spec.successfulJobsHistoryLimit", 3);
     job.put_default("spec.failedJobsHistoryLimit", 1);
+    if let Some(template) = job.find_mut("spec.jobTemplate") {
+        template.put_default("metadata", serde_json::json!({}));
+    }
     if let Some(spec) = job.find_mut("spec.jobTemplate.spec") {
         job_spec_defaults(spec);
     }

@@ -16,6 +16,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "certificatesigningrequests",
+        first_status: r#"{}"#,
         name: |_, _| vec![],
         record_requester,
         prepare_for_update: |new, old| new.copy_from(old, "spec"),

@@ -13,6 +13,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "flowschemas",
+        first_status: r#"{}"#,
         defaults: schema_defaults,
         validate: validate_schema,
         validate_update: |new, _| validate_schema(new),
@@ -25,6 +26,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "prioritylevelconfigurations",
+        first_status: r#"{}"#,
         defaults: level_defaults,
         validate: validate_level,
         validate_update: |new, _| validate_level(new),

@@ -203,6 +203,22 @@ fn managed_fields(errors: &mut Errors, entries: &[Value], path: &Path<'_>) {
     }
 }
 
+/// Names without a domain are Kubernetes' own.
+pub fn known_finalizers(errors: &mut Errors, finalizers: &[Value]) {
+    let metadata = Path::new("metadata");
+    let list = metadata.child("finalizers");
+    for (i, finalizer) in finalizers.iter().enumerate() {
+        let name = finalizer.as_str().unwrap_or_default();
+        if !name.contains('/') && !matches!(name, "kubernetes" | "orphan" | "foregroundDeletion") {
+            errors.invalid(
+                &list.index(i),
+                name,
+                "name is neither a standard finalizer name nor is it fully qualified",
+            );
+        }
+    }
+}
+
 /// Checks a `metav1.LabelSelector`; null is fine.
 pub fn label_selector(errors: &mut Errors, selector: &Value, path: &Path<'_>) {
     labels(errors, selector.at("matchLabels"), &path.child("matchLabels"));
@@ -257,6 +273,13 @@ pub fn selects(selector: &Value, labels: &Value) -> bool {
                 _ => false,
             }
         })
+}
+
+/// Whether a `metav1.LabelSelector` can be understood at all.
+pub fn is_readable_selector(selector: &Value) -> bool {
+    let mut errors = Errors::new();
+    label_selector(&mut errors, selector, &Path::ROOT);
+    errors.is_empty()
 }
 
 /// Whether a `metav1.LabelSelector` says nothing.

@@ -14,6 +14,7 @@ pub const GROUP: &str = "policy";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "poddisruptionbudgets",
+    first_status: r#"{"disruptionsAllowed":0,"currentHealthy":0,"desiredHealthy":0,"expectedPods":0}"#,
     validate,
     validate_update: |new, _| validate(new),
     validate_status_update: validate_status,

@@ -119,6 +119,8 @@ pub struct Rules {
     pub status: bool,
     /// Whether the status may be given at creation.
     pub status_on_create: bool,
+    /// What the status of a new object says, as JSON: members that are always shown.
+    pub first_status: &'static str,
     /// A status update leaves labels, annotations, finalizers and owners alone too.
     pub status_keeps_metadata: bool,
     /// Members whose change counts the generation; empty where there is no generation.
@@ -159,6 +161,7 @@ pub const DEFAULT: Rules = Rules {
     namespaced: true,
     status: false,
     status_on_create: false,
+    first_status: "",
     status_keeps_metadata: false,
     generation: &[],
     create_on_update: false,
@@ -210,6 +213,21 @@ fn keep_system_metadata(new: &mut Value, old: &Value) {
 }
 
 impl Rules {
+    /// Most built-in kinds know the finalizers that are not qualified by a domain.
+    fn finalizers(&self, errors: &mut Errors, object: &Value) {
+        let any = self.resource.is_empty()
+            || matches!(
+                self.group,
+                "apiextensions.k8s.io"
+                    | "apiregistration.k8s.io"
+                    | "coordination.k8s.io"
+                    | "admissionregistration.k8s.io"
+            );
+        if !any {
+            crate::meta::known_finalizers(errors, object.list("metadata.finalizers"));
+        }
+    }
+
     fn count_generation(&self, new: &mut Value, old: &Value) {
         if self.generation.iter().any(|path| !equality::same_at(new, old, path)) {
             new.put("metadata.generation", old.int("metadata.generation") + 1);
@@ -229,6 +247,9 @@ impl Strategy for Rules {
     fn prepare_for_create(&self, object: &mut Value) {
         if self.status && !self.status_on_create {
             object.remove("status");
+            if let Ok(first) = serde_json::from_str::<Value>(self.first_status) {
+                object.put("status", first);
+            }
         }
         object.remove("metadata.deletionTimestamp");
         object.remove("metadata.deletionGracePeriodSeconds");
@@ -289,12 +310,14 @@ impl Strategy for Rules {
 
     fn validate(&self, object: &Value) -> Errors {
         let mut errors = crate::meta::validate(object.at("metadata"), self.namespaced, self.name);
+        self.finalizers(&mut errors, object);
         errors.extend((self.validate)(object));
         errors
     }
 
     fn validate_update(&self, new: &Value, old: &Value) -> Errors {
         let mut errors = crate::meta::validate_update(new.at("metadata"), old.at("metadata"));
+        self.finalizers(&mut errors, new);
         errors.extend((self.validate_update)(new, old));
         errors
     }
@@ -393,7 +416,7 @@ mod tests {
         let mut created =
             json!({"metadata": {"name": "a"}, "spec": {"replicas": 1}, "status": {"replicas": 9}});
         deployments.prepare_for_create(&mut created);
-        assert_eq!(created, json!({"metadata": {"name": "a", "generation": 1}, "spec": {"replicas": 1}}));
+        assert_eq!(created, json!({"metadata": {"name": "a", "generation": 1}, "spec": {"replicas": 1}, "status": {}}));
 
         let old = json!({"metadata": {"generation": 4}, "spec": {"replicas": 1}, "status": {"replicas": 1}});
         let new = json!({"metadata": {"generation": 99}, "spec": {"replicas": 2}, "status": {"replicas": 9}});

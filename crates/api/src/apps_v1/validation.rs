@@ -33,6 +33,10 @@ fn selector(errors: &mut Errors, spec: &Value, what: &str) {
             return;
         }
     }
+    if !meta::is_readable_selector(selector) {
+        errors.invalid(&path, selector.clone(), "invalid label selector");
+        return;
+    }
     let labels = spec.at("template.metadata.labels");
     if !selector.is_null() && !meta::selects(selector, labels) {
         let template = SPEC.child("template");

@@ -310,11 +310,14 @@ fn success_policy(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
             let text = rule.text("succeededIndexes");
             match indexes(text, completions) {
                 Ok(total) => count_max = total,
-                Err(why) => errors.invalid(
-                    &path.child("succeededIndexes"),
-                    text,
-                    format!("error parsing succeededIndexes: {why}"),
-                ),
+                Err(why) => {
+                    count_max = 0;
+                    errors.invalid(
+                        &path.child("succeededIndexes"),
+                        text,
+                        format!("error parsing succeededIndexes: {why}"),
+                    );
+                }
             }
         }
         if let Some(count) = rule.maybe_int("succeededCount") {
@@ -653,12 +656,16 @@ fn parse_schedule(schedule: &str) -> Result<(), String> {
     Ok(())
 }
 
+fn number_error(text: &str) -> String {
+    format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax")
+}
+
 fn schedule_range(part: &str, low: i64, high: i64, names: &[&str], first: i64) -> Result<(), String> {
     let number = |text: &str| -> Result<i64, String> {
         if let Some(i) = names.iter().position(|n| n.eq_ignore_ascii_case(text)) {
             return Ok(i as i64 + first);
         }
-        text.parse().map_err(|_| format!("failed to parse int from {text}: invalid syntax"))
+        text.parse().map_err(|_| number_error(text))
     };
     let (range, step) = match part.split_once('/') {
         Some((range, step)) => (range, Some(step)),
@@ -688,7 +695,7 @@ fn schedule_range(part: &str, low: i64, high: i64, names: &[&str], first: i64) -
         match step.parse::<u32>() {
             Ok(0) => return Err(format!("step of range should be a positive number: {part}")),
             Ok(_) => {}
-            Err(_) => return Err(format!("failed to parse int from {step}: invalid syntax")),
+            Err(_) => return Err(number_error(step)),
         }
     }
     Ok(())

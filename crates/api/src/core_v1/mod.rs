@@ -97,6 +97,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "replicationcontrollers",
+        first_status: r#"{"replicas":0}"#,
         defaults: replication_controller::defaults,
         validate: replication_controller::validate,
         validate_update: |new, _| replication_controller::validate(new),
@@ -135,7 +136,14 @@ pub static RULES: &[Rules] = &[
         },
         ..WITH_STATUS
     },
-    Rules { resource: "endpoints", create_on_update: true, defaults: service::endpoints_defaults, ..DEFAULT },
+    Rules {
+        resource: "endpoints",
+        create_on_update: true,
+        defaults: service::endpoints_defaults,
+        validate: service::validate_endpoints,
+        validate_update: |new, _| service::validate_endpoints(new),
+        ..DEFAULT
+    },
     Rules {
         resource: "nodes",
         defaults: node::defaults,
@@ -212,6 +220,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "resourcequotas",
+        first_status: r#"{}"#,
         validate: config::validate_quota,
         validate_update: config::validate_quota_update,
         validate_status_update: config::validate_quota_status,

@@ -118,7 +118,9 @@ pub fn requirements(
     let (limit_path, request_path) = (path.child("limits"), path.child("requests"));
     let check_name = |errors: &mut Errors, resource: &str, path: &Path<'_>| {
         if pod_level {
-            if !(matches!(resource, "cpu" | "memory") || is_huge_page(resource)) {
+            if name(errors, resource, path)
+                && !(matches!(resource, "cpu" | "memory") || is_huge_page(resource))
+            {
                 errors.not_supported(path, resource, &["cpu", "memory", "hugepages-"]);
             }
         } else {
@@ -166,16 +168,34 @@ pub fn requirements(
         let (name, request) = (claim.text("name"), claim.text("request"));
         let path = path.index(i);
         if name.is_empty() {
-            errors.required(&path.child("name"), "");
+            errors.required(&path, "");
             continue;
         }
-        if seen.contains(&(name, request)) {
-            let text = if request.is_empty() { name.to_owned() } else { format!("{name}/{request}") };
-            errors.duplicate(&path, text);
+        if !request.is_empty() {
+            errors.invalid_each(&path.child("request"), request, check::dns1123_label(request));
+        }
+        // A whole claim and one of its requests cannot both be asked for.
+        let clash =
+            seen.iter().any(|(n, r)| *n == name && (*r == request || r.is_empty() || request.is_empty()));
+        if clash {
+            let whole = request.is_empty() || seen.iter().any(|(n, r)| *n == name && r.is_empty());
+            errors.duplicate(&path, if whole { name.to_owned() } else { format!("{name}/{request}") });
         }
         seen.push((name, request));
         if !claims.contains(&name) {
-            errors.not_found(&path.child("name"), name);
+            let known = if claims.is_empty() {
+                " which is empty".to_owned()
+            } else {
+                let mut claims = claims.to_vec();
+                claims.sort_unstable();
+                format!(": {}", claims.join(", "))
+            };
+            errors.report(
+                apimachinery::status::FieldErrorKind::NotFound,
+                &path,
+                Some(name.into()),
+                format!("must be one of the names in pod.spec.resourceClaims{known}"),
+            );
         }
     }
 }

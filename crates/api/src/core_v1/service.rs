@@ -574,7 +574,11 @@ pub fn validate_endpoints(endpoints: &Value) -> Errors {
             for (j, address) in subset.list(name).iter().enumerate() {
                 let list = path.child(name);
                 let path = list.index(j);
-                endpoint_ip(&mut errors, address.text("ip"), &path.child("ip"));
+                let (ip, at) = (address.text("ip"), path.child("ip"));
+                endpoint_ip(&mut errors, ip, &at);
+                if !check::is_ip(ip) {
+                    errors.invalid(&at, ip, "must be a valid IP address");
+                }
                 let host = address.text("hostname");
                 if !host.is_empty() {
                     errors.invalid_each(&path.child("hostname"), host, check::dns1123_label(host));

@@ -161,6 +161,7 @@ pub fn pod_spec(spec: &mut Value) {
 
 /// `template` of workloads: metadata and spec.
 pub fn template(template: &mut Value) {
+    template.put_default("metadata", json!({}));
     if let Some(spec) = template.find_mut("spec") {
         pod_spec(spec);
     }
@@ -265,6 +266,9 @@ fn volume(volume: &mut Value) {
     {
         let policy = pull_policy(image.text("reference"));
         image.put("pullPolicy", policy);
+    }
+    if let Some(template) = volume.find_mut("ephemeral.volumeClaimTemplate") {
+        template.put_default("metadata", json!({}));
     }
     if let Some(claim) = volume.find_mut("ephemeral.volumeClaimTemplate.spec") {
         claim.put_default("volumeMode", "Filesystem");

@@ -278,7 +278,8 @@ fn pod_resources(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     if own.has("claims") {
         errors.forbidden(&path.child("claims"), "claims may not be set for Resources at pod-level");
     }
-    resources::requirements(errors, own, &[], true, &path);
+    let claims: Vec<&str> = spec.list("resourceClaims").iter().map(|c| c.text("name")).collect();
+    resources::requirements(errors, own, &claims, true, &path);
 }
 
 fn security(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
@@ -414,6 +415,12 @@ fn dns(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
             errors.required(&path.child("options").index(i), "must not be empty");
         }
     }
+}
+
+pub fn pod_template(object: &Value) -> Errors {
+    let mut errors = Errors::new();
+    template(&mut errors, object.at("template"), &Path::new("template"));
+    errors
 }
 
 /// `spec.template` of a workload (or `template` of a PodTemplate).
