@@ -530,7 +530,6 @@ pub fn validate_status(new: &Value, _: &Value) -> Errors {
             }
         }
     }
-    meta::conditions(&mut errors, new.list("status.conditions"), &status.child("conditions"));
     errors
 }
 

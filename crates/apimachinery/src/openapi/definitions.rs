@@ -245,32 +245,24 @@ fn metadata(flavor: Flavor, name: &str, description: &str) -> Value {
 /// The definitions of a custom resource and of its list.
 pub(super) fn custom(flavor: Flavor, resource: &CustomResource) -> Vec<(String, Value)> {
     let kind = |kind: &str| json!([{"group": resource.group, "version": resource.version, "kind": kind}]);
-    let mut object = match &resource.schema {
-        Value::Object(_) if !(resource.preserve_unknown && flavor == Flavor::V2) => {
-            let mut schema = resource.schema.clone();
-            match flavor {
-                Flavor::V2 => plain(&mut schema),
-                Flavor::V3 => {}
-            }
-            match schema {
-                Value::Object(object) => object,
-                _ => Map::new(),
-            }
+    let mut object = Map::new();
+    object.insert("type".into(), "object".into());
+    let open = resource.preserve_unknown || resource.schema["x-kubernetes-preserve-unknown-fields"] == true;
+    // Version 2 says nothing of objects that take anything.
+    if let Value::Object(_) = &resource.schema
+        && !(flavor == Flavor::V2 && open)
+    {
+        let mut schema = resource.schema.clone();
+        if flavor == Flavor::V2 {
+            plain(&mut schema);
         }
-        _ => Map::new(),
-    };
-    let open = object.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true));
-    if object.is_empty() || open && flavor == Flavor::V2 {
-        object.entry("type").or_insert_with(|| "object".into());
-        if open {
-            object.insert("x-kubernetes-preserve-unknown-fields".into(), true.into());
+        add_embedded(flavor, &mut schema);
+        if let Value::Object(schema) = schema {
+            object.extend(schema);
         }
-    } else {
         let properties = object.entry("properties").or_insert_with(|| json!({}));
         if let Value::Object(properties) = properties {
-            properties.insert("metadata".into(), metadata(flavor, "ObjectMeta", OBJECT_META));
-            properties.insert("apiVersion".into(), json!({"type": "string", "description": API_VERSION}));
-            properties.insert("kind".into(), json!({"type": "string", "description": KIND}));
+            add_object_properties(flavor, properties);
         }
     }
     object.insert("x-kubernetes-group-version-kind".into(), kind(&resource.kind));
@@ -291,6 +283,41 @@ pub(super) fn custom(flavor: Flavor, resource: &CustomResource) -> Vec<(String, 
         "x-kubernetes-group-version-kind": kind(&resource.list_kind),
     });
     vec![(name(&resource.kind), Value::Object(object)), (name(&resource.list_kind), list)]
+}
+
+fn add_object_properties(flavor: Flavor, properties: &mut Map<String, Value>) {
+    properties.insert("metadata".into(), metadata(flavor, "ObjectMeta", OBJECT_META));
+    properties.insert("apiVersion".into(), json!({"type": "string", "description": API_VERSION}));
+    properties.insert("kind".into(), json!({"type": "string", "description": KIND}));
+}
+
+/// Objects within the object have a kind and metadata of their own.
+fn add_embedded(flavor: Flavor, schema: &mut Value) {
+    let Value::Object(object) = schema else { return };
+    if let Some(Value::Object(properties)) = object.get_mut("properties") {
+        properties.values_mut().for_each(|p| add_embedded(flavor, p));
+    }
+    for name in ["items", "additionalProperties"] {
+        if let Some(inner) = object.get_mut(name) {
+            add_embedded(flavor, inner);
+        }
+    }
+    let truth = |name: &str| object.get(name) == Some(&Value::Bool(true));
+    if !truth("x-kubernetes-embedded-resource")
+        || flavor == Flavor::V2 && truth("x-kubernetes-preserve-unknown-fields")
+    {
+        return;
+    }
+    if let Value::Object(properties) = object.entry("properties").or_insert_with(|| json!({})) {
+        add_object_properties(flavor, properties);
+    }
+    if let Value::Array(required) = object.entry("required").or_insert_with(|| json!([])) {
+        for name in ["kind", "apiVersion"] {
+            if !required.iter().any(|r| r == name) {
+                required.push(name.into());
+            }
+        }
+    }
 }
 
 /// Takes from a version 3 schema what version 2 and its clients do not know.

@@ -428,6 +428,15 @@ mod tests {
             json!({"type": "object", "properties": {"n": {}, "x": {"type": "string"}}, "required": ["x"]})
         );
         assert_eq!(foo["x-kubernetes-group-version-kind"][0]["kind"], "Foo");
+        let open = CustomResource {
+            schema: json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"a": {}}}),
+            ..custom.clone()
+        };
+        let anything = parse(&v2(&[open]))["definitions"]["com.example.v1.Foo"].clone();
+        assert_eq!(
+            (&anything["type"], anything.as_object().map(serde_json::Map::len)),
+            (&json!("object"), Some(2))
+        );
         let document = parse(&v3_for_custom("example.com", "v1", &[custom]));
         check_references(&document, &document, &mut seen);
         assert_eq!(
