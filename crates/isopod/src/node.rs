@@ -1,6 +1,6 @@
 //! The node's components: kubelet with its runtime, kube-proxy, flannel, cluster DNS.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -82,5 +82,11 @@ pub fn start(
     components
         .keep_running("flannel", move |shutdown| flannel::run(config.clone(), client.clone(), shutdown));
 
+    let client = service_account_clients(local)("cluster-dns");
+    let mut config = cluster_dns::Config::new(vec![SocketAddr::new(node_ip, addons::DNS_PORT)]);
+    config.cluster_domain = flags.cluster_domain.clone();
+    components.keep_running("cluster-dns", move |shutdown| {
+        cluster_dns::run(config.clone(), client.clone(), shutdown)
+    });
     Ok(())
 }
