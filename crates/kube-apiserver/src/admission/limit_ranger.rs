@@ -45,7 +45,7 @@ pub(super) fn admit(context: &Context, request: &mut AdmissionRequest<'_>) -> Re
 fn apply_defaults(pod: &mut Value, limit: &Value) {
     let mut notes: Vec<String> = Vec::new();
     for (field, what) in [("containers", "container"), ("initContainers", "init container")] {
-        for container in pod["spec"][field].as_array_mut().into_iter().flatten() {
+        for container in pod["spec"].get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
             let name = container["name"].as_str().unwrap_or_default().to_owned();
             for (field, source, kind) in
                 [("limits", "default", "limit"), ("requests", "defaultRequest", "request")]

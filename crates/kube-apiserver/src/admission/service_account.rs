@@ -119,7 +119,7 @@ fn mount_token(spec: &mut Value) {
     });
     let mut used = false;
     for field in ["initContainers", "containers"] {
-        for container in spec[field].as_array_mut().into_iter().flatten() {
+        for container in spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
             if items(container, "volumeMounts").any(|m| m["mountPath"] == MOUNT_PATH) {
                 continue;
             }

@@ -106,7 +106,7 @@ fn adopt(service: &mut Value, old: &Value) {
             .iter()
             .map(|p| (p["name"].as_str().unwrap_or_default().to_owned(), port_number(&p["nodePort"])))
             .collect();
-        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        for port in service["spec"].get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
             let known = by_name.get(port["name"].as_str().unwrap_or_default()).copied().unwrap_or_default();
             if port_number(&port["nodePort"]) == 0 && known != 0 && !both.contains(&known) {
                 port["nodePort"] = json!(known);

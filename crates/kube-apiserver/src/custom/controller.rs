@@ -254,7 +254,7 @@ fn set_condition(value: &mut Value, now: &str, kind: &str, holds: bool, reason: 
     if !value["status"]["conditions"].is_array() {
         value["status"]["conditions"] = json!([]);
     }
-    let Some(conditions) = value["status"]["conditions"].as_array_mut() else { return };
+    let Some(conditions) = value.pointer_mut("/status/conditions").and_then(Value::as_array_mut) else { return };
     let fresh = json!({"type": kind, "status": status, "lastTransitionTime": now, "reason": reason, "message": message});
     match conditions.iter_mut().find(|c| c["type"] == kind) {
         Some(there)

@@ -8,8 +8,7 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet, Repli
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector as MetaSelector, ObjectMeta};
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use serde_json::json;
+use kube::api::{DeleteParams, PostParams, Preconditions};
 
 use super::math::{self, Size, Targets};
 use super::progress;
@@ -419,10 +418,11 @@ impl Controller {
         if annotations.get(REVISION) == Some(&revision) {
             return Ok(());
         }
-        let patch = json!({"metadata": {"annotations": {REVISION: revision}}});
+        // Upstream's role for this controller allows updates, not patches.
+        annotations.insert(REVISION.to_owned(), revision);
         let api: Api<Deployment> = self.api(deployment);
         let name = deployment.metadata.name.clone().unwrap_or_default();
-        *deployment = api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        *deployment = api.replace(&name, &PostParams::default(), deployment).await?;
         Ok(())
     }
 
