@@ -31,6 +31,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "validatingadmissionpolicies",
+        first_status: "{}",
         defaults: policy,
         validate: validate_policy,
         validate_update: |new, _| validate_policy(new),
@@ -363,7 +364,14 @@ fn validate_policy(policy: &Value) -> Errors {
         match_resources(&mut errors, spec.at("matchConstraints"), &constraints);
     }
     conditions(&mut errors, spec.list("matchConditions"), MAX_CONDITIONS, &path.child("matchConditions"));
-    conditions(&mut errors, spec.list("variables"), usize::MAX, &path.child("variables"));
+    for (i, variable) in spec.list("variables").iter().enumerate() {
+        let list = path.child("variables");
+        for name in ["name", "expression"] {
+            if variable.text(name).trim().is_empty() {
+                errors.required(&list.index(i).child(name), format!("{name} is not specified"));
+            }
+        }
+    }
     if policy.text("kind") != "MutatingAdmissionPolicy" && !spec.has("mutations") {
         let validations = spec.list("validations");
         if validations.is_empty() && spec.list("auditAnnotations").is_empty() {
@@ -381,7 +389,7 @@ fn validate_policy(policy: &Value) -> Errors {
             }
             let message = validation.text("message");
             if validation.has("message") && message.trim().is_empty() {
-                errors.invalid(&path.child("message"), message, "message must be non-empty if specified");
+                errors.invalid(&path.child("message"), message, "must be non-empty if specified");
             } else if message.contains('\n') {
                 errors.invalid(&path.child("message"), message, "message must not contain line breaks");
             } else if expression.contains('\n') && message.trim().is_empty() {
@@ -425,7 +433,9 @@ fn validate_binding(binding: &Value) -> Errors {
         let path = path.child("paramRef");
         match (reference.text("name").is_empty(), reference.has("selector")) {
             (false, true) => {
-                errors.forbidden(&path.child("name"), "name and selector are mutually exclusive");
+                for name in ["name", "selector"] {
+                    errors.forbidden(&path.child(name), "name and selector are mutually exclusive");
+                }
             }
             (true, false) => errors.required(&path, "one of name or selector must be specified"),
             _ => {}

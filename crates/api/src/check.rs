@@ -124,6 +124,7 @@ pub fn fully_qualified_name(errors: &mut Errors, path: &Path<'_>, name: &str, la
     if !messages.is_empty() {
         errors.invalid_each(path, name, messages);
     } else if trimmed.split('.').count() < labels {
+        let labels = if labels == 2 { "two" } else { "three" };
         errors.invalid(
             path,
             name,

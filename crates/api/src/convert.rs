@@ -152,6 +152,10 @@ fn autoscaler_to_v1(object: &mut Value) {
     if let Some(conditions) = object.remove("status.conditions").filter(|c| !c.is_null()) {
         annotate(object, CONDITIONS, &conditions);
     }
+    if object.has("status") {
+        object.put_default("status.currentReplicas", 0);
+        object.put_default("status.desiredReplicas", 0);
+    }
 }
 
 /// The member that a metric of a type is described in.

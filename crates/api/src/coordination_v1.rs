@@ -37,9 +37,6 @@ fn validate(lease: &Value) -> Errors {
     }
     errors.not_negative(&path.child("leaseTransitions"), spec.int("leaseTransitions"));
     let strategy = spec.text("strategy");
-    if spec.has("strategy") && !strategy.contains('/') {
-        errors.one_of(&path.child("strategy"), strategy, &["OldestEmulationVersion"]);
-    }
     if !spec.text("preferredHolder").is_empty() && strategy.is_empty() {
         errors.forbidden(&path.child("preferredHolder"), "may only be specified if `strategy` is defined");
     }

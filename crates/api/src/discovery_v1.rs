@@ -18,6 +18,9 @@ pub static RULES: &[Rules] = &[Rules {
     validate,
     validate_update,
     defaults: |slice| {
+        for endpoint in slice.list_mut("endpoints") {
+            endpoint.put_default("conditions", serde_json::json!({}));
+        }
         for port in slice.list_mut("ports") {
             port.put_default("name", "");
             port.put_default("protocol", "TCP");

@@ -8,6 +8,7 @@ pub const GROUP: &str = "events.k8s.io";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "events",
+    defaults: event::defaults,
     validate: event::validate,
     validate_update: |new, _| event::validate(new),
     create_on_update: true,

@@ -274,7 +274,7 @@ fn validate_level(level: &Value) -> Errors {
         "Reject" | "Queue" => {}
         other => errors.not_supported(&path.child("type"), other, &["Queue", "Reject"]),
     }
-    if queuing.is_null() {
+    if queuing.is_null() || limited.text("limitResponse.type") != "Queue" {
         return errors;
     }
     let path = path.child("queuing");

@@ -32,7 +32,7 @@ fn validate(class: &Value) -> Errors {
         errors.invalid_each(&Path::new("handler"), handler, check::dns1123_label(handler));
     }
     let overhead = Path::new("overhead");
-    let path = overhead.child("podFixed");
+    let path = overhead.child("limits");
     for (name, value) in class.entries("overhead.podFixed") {
         resources::container_name(&mut errors, name, &path.key(name));
         resources::amount(&mut errors, name, value, &path.key(name));

@@ -187,7 +187,7 @@ fn validate_driver(driver: &Value) -> Errors {
         errors.one_of(
             &path.child("volumeLifecycleModes"),
             mode.as_str().unwrap_or_default(),
-            &["Ephemeral", "Persistent"],
+            &["Persistent", "Ephemeral"],
         );
     }
     errors

@@ -416,7 +416,10 @@ mod tests {
         let mut created =
             json!({"metadata": {"name": "a"}, "spec": {"replicas": 1}, "status": {"replicas": 9}});
         deployments.prepare_for_create(&mut created);
-        assert_eq!(created, json!({"metadata": {"name": "a", "generation": 1}, "spec": {"replicas": 1}, "status": {}}));
+        assert_eq!(
+            created,
+            json!({"metadata": {"name": "a", "generation": 1}, "spec": {"replicas": 1}, "status": {}})
+        );
 
         let old = json!({"metadata": {"generation": 4}, "spec": {"replicas": 1}, "status": {"replicas": 1}});
         let new = json!({"metadata": {"generation": 99}, "spec": {"replicas": 2}, "status": {"replicas": 9}});

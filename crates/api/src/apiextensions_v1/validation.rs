@@ -151,22 +151,24 @@ fn conversion(errors: &mut Errors, conversion: &Value) {
         "" => errors.required(&path.child("strategy"), ""),
         strategy => errors.one_of(&path.child("strategy"), strategy, &["None", "Webhook"]),
     }
-    let webhook = path.child("webhook");
     let versions = conversion.list("webhook.conversionReviewVersions");
     if conversion.text("strategy") == "Webhook" {
-        let path = webhook.child("clientConfig");
+        let config_path = path.child("webhookClientConfig");
         match conversion.at("webhook.clientConfig") {
-            Value::Null => errors.required(&path, "required when strategy is set to Webhook"),
-            config => client_config(errors, config, &path),
+            Value::Null => errors.required(&config_path, "required when strategy is set to Webhook"),
+            config => client_config(errors, config, &config_path),
         }
-        let path = webhook.child("conversionReviewVersions");
+        let path = path.child("conversionReviewVersions");
         if versions.is_empty() {
             errors.required(&path, "");
         } else if !versions.iter().any(|v| v == "v1" || v == "v1beta1") {
             errors.invalid(&path, versions.to_vec(), "must include at least one of v1, v1beta1");
         }
     } else if conversion.has("webhook") {
-        errors.forbidden(&webhook, "should not be set when strategy is not set to Webhook");
+        errors.forbidden(
+            &path.child("webhookClientConfig"),
+            "should not be set when strategy is not set to Webhook",
+        );
     }
 }
 
@@ -195,7 +197,7 @@ fn columns(errors: &mut Errors, columns: &[Value], path: &Path<'_>) {
             );
         }
         if column.text("jsonPath").is_empty() {
-            errors.required(&path.child("jsonPath"), "");
+            errors.required(&path.child("JSONPath"), "");
         }
     }
 }

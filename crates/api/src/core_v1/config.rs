@@ -227,7 +227,11 @@ pub fn validate_limit_range(range: &Value) -> Errors {
                 if let (Some(a), Some(b), false) = (of(small), of(large), pod_default)
                     && a > b
                 {
-                    let shown = of(blamed).map_or_else(String::new, |q| q.to_string());
+                    let shown = match (blamed, small) {
+                        ("default", "min") => a.to_string(),
+                        ("default", _) => b.to_string(),
+                        _ => of(blamed).map_or_else(String::new, |q| q.to_string()),
+                    };
                     errors.invalid(
                         &path.child(blamed).key(name),
                         shown,
@@ -324,7 +328,10 @@ pub fn validate_quota(quota: &Value) -> Errors {
         if unfit(scope) {
             errors.invalid(&at, spec.at("scopeSelector").clone(), "unsupported scope applied to resource");
         }
-        if !matches!(scope, "PriorityClass" | "VolumeAttributesClass") && operator != "Exists" {
+        if SCOPES.contains(&scope)
+            && !matches!(scope, "PriorityClass" | "VolumeAttributesClass")
+            && operator != "Exists"
+        {
             errors.invalid(
                 &at.child("operator"),
                 operator,
@@ -356,8 +363,8 @@ pub fn validate_quota(quota: &Value) -> Errors {
 fn quota_amounts(errors: &mut Errors, amounts: &Value, path: &Path<'_>) {
     for (name, value) in amounts.as_object().into_iter().flatten() {
         let path = path.key(name);
-        if resources::name(errors, name, &path) && !name.contains('/') && !resources::is_standard_quota(name)
-        {
+        resources::name(errors, name, &path);
+        if !name.contains('/') && !resources::is_standard_quota(name) {
             errors.invalid(&path, name.as_str(), "must be a standard resource for quota");
         }
         resources::amount(errors, name, value, &path);

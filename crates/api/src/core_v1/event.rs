@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::check::{self, Report};
 use crate::path::Path;
 use crate::strategy::Errors;
-use crate::value::Read;
+use crate::value::{Read, Write};
 
 /// Labels of both groups: they are stored under the core group's names.
 pub const LABELS: &[(&str, &str)] = &[
@@ -53,43 +53,49 @@ pub fn fields(event: &Value) -> Vec<(&'static str, String)> {
     fields
 }
 
-/// An event is in the namespace of what it is about (or in the default one, for what has none), says why and how.
+/// Members that are always shown.
+pub fn defaults(event: &mut Value) {
+    event.put_default("source", serde_json::json!({}));
+    event.put_default("reportingComponent", "");
+    event.put_default("reportingInstance", "");
+}
+
+/// An event is in the namespace of what it is about (or in the default one, for what has none), and those of the
+/// newer kind say who reports what.
 pub fn validate(event: &Value) -> Errors {
     let mut errors = Errors::new();
     let involved = Path::new("involvedObject");
     let (own, about) = (event.text("metadata.namespace"), event.text("involvedObject.namespace"));
-    let fits = match about {
-        "" => matches!(own, "" | "default" | "kube-system"),
-        _ => own == about,
+    let new_kind = event.has("eventTime");
+    let fits = match (about, new_kind) {
+        ("", false) => matches!(own, "" | "default"),
+        ("", true) => matches!(own, "default" | "kube-system"),
+        (_, false) => own == about,
+        (_, true) => true,
     };
     if !fits {
         errors.invalid(&involved.child("namespace"), about, "does not match event.namespace");
     }
-    // The newer API asks for more, and is told by its own time.
-    if !event.has("eventTime") {
+    if !new_kind {
         return errors;
     }
-    for (path, value, max) in [
-        ("reportingController", event.text("reportingComponent"), usize::MAX),
-        ("reportingInstance", event.text("reportingInstance"), 128),
-        ("action", event.text("action"), 128),
-        ("reason", event.text("reason"), 128),
-    ] {
-        let at = Path::new(path);
+    let controller = event.text("reportingComponent");
+    let path = Path::new("reportingComponent");
+    if controller.is_empty() {
+        errors.required(&path, "");
+    }
+    errors.invalid_each(&path, controller, check::qualified_name(controller));
+    for name in ["reportingInstance", "action", "reason"] {
+        let path = Path::new(name);
+        let value = event.text(name);
         if value.is_empty() {
-            errors.required(&at, "");
-        } else if value.len() > max {
-            errors.invalid(&at, "", format!("can have at most {max} characters"));
-        } else if path == "reportingController" {
-            errors.invalid_each(&at, value, check::qualified_name(value));
+            errors.required(&path, "");
+        } else if value.len() > 128 {
+            errors.invalid(&path, "", "can have at most 128 characters");
         }
     }
     if event.text("message").len() > 1024 {
         errors.invalid(&Path::new("message"), "", "can have at most 1024 characters");
-    }
-    let kind = event.text("type");
-    if !matches!(kind, "Normal" | "Warning") {
-        errors.invalid(&Path::new("type"), "", format!("has invalid value: {kind}"));
     }
     errors
 }

@@ -164,7 +164,7 @@ pub static RULES: &[Rules] = &[
         validate: namespace::validate,
         validate_update: |new, _| namespace::validate(new),
         validate_status_update: namespace::validate_status,
-        validate_subresource: Some(|_, new, _| namespace::validate(new)),
+        validate_subresource: Some(|_, new, _| namespace::validate_finalize(new)),
         namespaced: false,
         name: meta::label_name,
         prepare_for_create: namespace::prepare_for_create,
@@ -183,6 +183,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "events",
+        defaults: event::defaults,
         validate: event::validate,
         validate_update: |new, _| event::validate(new),
         create_on_update: true,

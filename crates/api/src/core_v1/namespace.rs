@@ -46,18 +46,24 @@ pub fn defaults(namespace: &mut Value) {
 }
 
 pub fn validate(namespace: &Value) -> Errors {
+    finalizers(namespace, false)
+}
+
+pub fn validate_finalize(namespace: &Value) -> Errors {
+    finalizers(namespace, true)
+}
+
+fn finalizers(namespace: &Value, by_index: bool) -> Errors {
     let mut errors = Errors::new();
     let spec = Path::new("spec");
     let path = spec.child("finalizers");
     for (i, finalizer) in namespace.list("spec.finalizers").iter().enumerate() {
         let name = finalizer.as_str().unwrap_or_default();
-        errors.invalid_each(&path.index(i), name, check::qualified_name(name));
+        let item = path.index(i);
+        let at = if by_index { &item } else { &path };
+        errors.invalid_each(at, name, check::qualified_name(name));
         if !name.contains('/') && !matches!(name, FINALIZER | "orphan" | "foregroundDeletion") {
-            errors.invalid(
-                &path.index(i),
-                name,
-                "name is neither a standard finalizer name nor is it fully qualified",
-            );
+            errors.invalid(at, name, "name is neither a standard finalizer name nor is it fully qualified");
         }
     }
     errors

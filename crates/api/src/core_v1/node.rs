@@ -90,8 +90,7 @@ fn amounts(errors: &mut Errors, node: &Value) {
     for member in ["capacity", "allocatable"] {
         for (name, value) in node.at("status").entries(member) {
             let list = status.child(member);
-            let path = list.key(name);
-            resources::name(errors, name, &path);
+            let path = list.child(name);
             resources::amount(errors, name, value, &path);
         }
     }

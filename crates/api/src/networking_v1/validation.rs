@@ -35,7 +35,7 @@ pub fn ingress_spec(ingress: &Value) -> Errors {
     let spec = ingress.at("spec");
     let rules = spec.list("rules");
     if rules.is_empty() && !spec.has("defaultBackend") {
-        errors.invalid(&SPEC, Value::Array(vec![]), "either `defaultBackend` or `rules` must be specified");
+        errors.invalid(&SPEC, Value::Null, "either `defaultBackend` or `rules` must be specified");
     }
     if spec.has("defaultBackend") {
         backend(&mut errors, spec.at("defaultBackend"), &SPEC.child("defaultBackend"));
@@ -356,7 +356,8 @@ pub fn service_cidr(cidr: &Value) -> Errors {
     match ranges.len() {
         0 => errors.required(&path, "at least one CIDR required"),
         1 | 2 => {
-            if ranges.len() == 2 && ranges[0].contains(':') == ranges[1].contains(':') {
+            let readable = ranges.iter().all(|r| network(r).is_some());
+            if readable && ranges.len() == 2 && ranges[0].contains(':') == ranges[1].contains(':') {
                 errors.invalid(
                     &path,
                     ranges.clone(),
@@ -370,11 +371,7 @@ pub fn service_cidr(cidr: &Value) -> Errors {
         match network(range) {
             None => errors.invalid(&path.index(i), *range, CIDR),
             Some(net) if net.addr() != net.network() => {
-                errors.invalid(
-                    &path.index(i),
-                    *range,
-                    format!("must be in canonical form (\"{}\")", net.trunc()),
-                );
+                errors.invalid(&path.index(i), *range, "must not have bits set beyond the prefix length");
             }
             Some(_) => {}
         }
@@ -452,7 +449,7 @@ mod tests {
             (json!({"defaultBackend": backend}), None),
             (
                 json!({}),
-                Some("spec: Invalid value: []: either `defaultBackend` or `rules` must be specified"),
+                Some("spec: Invalid value: null: either `defaultBackend` or `rules` must be specified"),
             ),
             (
                 json!({"rules": [{"http": {"paths": [{"path": "a", "pathType": "Prefix", "backend": backend}]}}]}),
@@ -499,7 +496,9 @@ mod tests {
         assert_eq!(ip_name("2001:DB8::1", false).len(), 1);
         assert_eq!(
             texts(&service_cidr(&json!({"spec": {"cidrs": ["10.0.0.1/24"]}}))),
-            ["spec.cidrs[0]: Invalid value: \"10.0.0.1/24\": must be in canonical form (\"10.0.0.0/24\")"]
+            [
+                "spec.cidrs[0]: Invalid value: \"10.0.0.1/24\": must not have bits set beyond the prefix length"
+            ]
         );
         let one = json!({"spec": {"cidrs": ["10.0.0.0/24"]}});
         let two = json!({"spec": {"cidrs": ["10.0.0.0/24", "fd00::/112"]}});
