@@ -1,12 +1,15 @@
 //! kube-controller-manager: one module per controller. Each is a function from what the informers hold to what
 //! should be done, with a thin layer around it that reads keys from a queue and carries the plan out.
 
+mod clusterroleaggregation;
 mod config;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod endpointslice;
+mod endpointslicemirroring;
 mod garbagecollector;
 mod job;
 mod manager;
@@ -15,12 +18,14 @@ mod nodeipam;
 mod nodelifecycle;
 mod podgc;
 mod replicaset;
+mod resourcequota;
 mod root_ca;
 mod serviceaccount;
 mod statefulset;
 mod support;
 mod tainteviction;
 mod ttlafterfinished;
+mod volumeprotection;
 
 pub use config::{Config, Credentials, Flags};
 pub(crate) use manager::Context;

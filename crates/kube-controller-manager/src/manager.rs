@@ -47,6 +47,12 @@ const CONTROLLERS: &[(&str, Start)] = controllers! {
     "cronjob-controller" => crate::cronjob::run,
     "job-controller" => crate::job::run,
     "ttl-after-finished-controller" => crate::ttlafterfinished::run,
+    "resourcequota-controller" => crate::resourcequota::run,
+    "disruption-controller" => crate::disruption::run,
+    "clusterrole-aggregation-controller" => crate::clusterroleaggregation::run,
+    "persistentvolumeclaim-protection-controller" => crate::volumeprotection::run_claims,
+    "persistentvolume-protection-controller" => crate::volumeprotection::run_volumes,
+    "endpointslice-mirroring-controller" => crate::endpointslicemirroring::run,
     "endpoints-controller" => crate::endpoints::run,
     "endpointslice-controller" => crate::endpointslice::run,
 };

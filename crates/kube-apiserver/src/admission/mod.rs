@@ -11,7 +11,7 @@ pub mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 mod owner_references;
-pub mod pod_resources;
+pub use apimachinery::pod_resources;
 mod pod_security;
 mod policies;
 mod priority;

@@ -3,7 +3,7 @@
 //! Charging is an optimistic update of the quota's status. Requests of one namespace take turns, and remember what they
 //! wrote until the cache shows it, so conflicts are rare.
 
-pub mod usage;
+use apimachinery::quota_usage::{self as usage, scopes_match};
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::pod_resources::{Amounts, add, amounts};
-use super::{Context, items, refuse};
+use super::{Context, refuse};
 use crate::seams::{AdmissionRequest, Operation};
 
 const ATTEMPTS: u32 = 4;
@@ -57,23 +57,6 @@ fn pretty(amounts: &Amounts) -> String {
 
 fn mask(amounts: &Amounts, keep: impl Fn(&str) -> bool) -> Amounts {
     amounts.iter().filter(|(name, _)| keep(name)).map(|(k, v)| (k.clone(), *v)).collect()
-}
-
-fn strings(value: &Value) -> Vec<String> {
-    value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
-}
-
-/// Whether all scopes of a quota hold for the object.
-fn scopes_match(group: &str, resource: &str, quota: &Value, object: &Value) -> bool {
-    let spec = &quota["spec"];
-    let plain = items(spec, "scopes")
-        .all(|s| usage::in_scope(group, resource, object, s.as_str().unwrap_or_default(), "Exists", &[]));
-    plain
-        && items(&spec["scopeSelector"], "matchExpressions").all(|e| {
-            let text = |field: &str| e[field].as_str().unwrap_or_default();
-            let values = strings(&e["values"]);
-            usage::in_scope(group, resource, object, text("scopeName"), text("operator"), &values)
-        })
 }
 
 /// A quota's new `status.used` if it admits the object: `Ok(None)` when it is not concerned, `Err` why it refuses.

@@ -1,11 +1,10 @@
-//! What one object counts against resource quotas. Pure; the quota controller counts in the same way.
+//! What one object counts against resource quotas: admission charges by it, the quota controller counts by it. Pure.
 
-use apimachinery::quantity::{Format, Quantity};
+use crate::quantity::{Format, Quantity};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::admission::items;
-use crate::admission::pod_resources::{Amounts, amounts, with_overhead};
+use crate::pod_resources::{Amounts, amounts, items, with_overhead};
 
 const POD_RESOURCES: [&str; 10] = [
     "cpu",
@@ -98,6 +97,20 @@ pub fn in_scope(
         "CrossNamespacePodAffinity" => crosses_namespaces(&spec["affinity"]),
         _ => false,
     }
+}
+
+/// Whether all scopes of a quota hold for the object.
+pub fn scopes_match(group: &str, resource: &str, quota: &Value, object: &Value) -> bool {
+    let spec = &quota["spec"];
+    let plain = items(spec, "scopes")
+        .all(|s| in_scope(group, resource, object, s.as_str().unwrap_or_default(), "Exists", &[]));
+    plain
+        && items(&spec["scopeSelector"], "matchExpressions").all(|e| {
+            let text = |field: &str| e[field].as_str().unwrap_or_default();
+            let values: Vec<String> =
+                items(e, "values").filter_map(|v| v.as_str().map(str::to_owned)).collect();
+            in_scope(group, resource, object, text("scopeName"), text("operator"), &values)
+        })
 }
 
 fn selected(value: Option<&str>, operator: &str, values: &[String]) -> bool {

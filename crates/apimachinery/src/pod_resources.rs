@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use apimachinery::quantity::Quantity;
+use crate::quantity::Quantity;
 use serde_json::Value;
 
-use super::items;
+/// The elements of a list field; none where it is absent.
+pub(crate) fn items<'a>(value: &'a Value, field: &str) -> std::slice::Iter<'a, Value> {
+    value[field].as_array().map(Vec::as_slice).unwrap_or_default().iter()
+}
 
 /// Quantities by resource name.
 pub type Amounts = BTreeMap<String, Quantity>;
