@@ -37,6 +37,12 @@ const MAX_HINTS: usize = 8;
 const MAX_TOPOLOGY: usize = 16;
 
 fn validate(slice: &Value) -> Errors {
+    let mut errors = ports_and_family(slice);
+    errors.extend(endpoints(slice));
+    errors
+}
+
+fn ports_and_family(slice: &Value) -> Errors {
     let mut errors = Errors::new();
     let family = slice.text("addressType");
     let path = Path::new("addressType");
@@ -66,6 +72,12 @@ fn validate(slice: &Value) -> Errors {
             errors.invalid_each(&path.child("appProtocol"), protocol, check::qualified_name(protocol));
         }
     }
+    errors
+}
+
+fn endpoints(slice: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let family = slice.text("addressType");
     let endpoints = slice.list("endpoints");
     let list = Path::new("endpoints");
     if endpoints.len() > MAX_ENDPOINTS {
@@ -134,7 +146,11 @@ fn endpoint(errors: &mut Errors, endpoint: &Value, family: &str, path: &Path<'_>
 }
 
 fn validate_update(new: &Value, old: &Value) -> Errors {
-    let mut errors = validate(new);
+    let mut errors = ports_and_family(new);
+    // What was accepted once is not looked at again.
+    if !crate::equality::same_at(new, old, "endpoints") {
+        errors.extend(endpoints(new));
+    }
     errors.immutable(&Path::new("addressType"), new.at("addressType"), old.at("addressType"));
     errors
 }

@@ -513,7 +513,7 @@ pub fn validate_status(new: &Value, _: &Value) -> Errors {
     let list = balancer.child("ingress");
     let ingress = new.list("status.loadBalancer.ingress");
     if !ingress.is_empty() && new.text("spec.type") != "LoadBalancer" {
-        errors.forbidden(&list, "may only be used when `spec.type` is \"LoadBalancer\"");
+        errors.forbidden(&list, "may only be used when `spec.type` is 'LoadBalancer'");
     }
     for (i, one) in ingress.iter().enumerate() {
         let path = list.index(i);

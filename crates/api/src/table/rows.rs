@@ -752,7 +752,7 @@ fn networking(resource: &str) -> &'static Table {
             let cidrs: Vec<&str> = o.list("spec.cidrs").iter().filter_map(Value::as_str).collect();
             vec![name(o), cidrs.join(",").into(), age(o, now)]
         }),
-        "ipaddresses" => table!([NAME, text("ParentRef"), AGE], |o, now| {
+        "ipaddresses" => table!([NAME, text("ParentRef")], |o, _| {
             let parent = match o.at("spec.parentRef") {
                 Value::Null => "<none>".to_owned(),
                 p => {
@@ -767,7 +767,7 @@ fn networking(resource: &str) -> &'static Table {
                     text
                 }
             };
-            vec![name(o), parent.into(), age(o, now)]
+            vec![name(o), parent.into()]
         }),
         "endpointslices" => {
             table!([NAME, text("AddressType"), text("Ports"), text("Endpoints"), AGE], |o, now| {
@@ -862,13 +862,6 @@ fn storage(resource: &str) -> &'static Table {
                 ]
             }
         ),
-        "csistoragecapacities" => table!([NAME, text("StorageClassName"), text("Capacity")], |o, _| {
-            vec![
-                name(o),
-                o.text("storageClassName").into(),
-                if o.has("capacity") { amount(o.at("capacity")).into() } else { "<unset>".into() },
-            ]
-        }),
         "volumeattachments" => table!(
             [
                 NAME,

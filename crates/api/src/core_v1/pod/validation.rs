@@ -741,6 +741,7 @@ fn resize(new: &Value, old: &Value) -> Errors {
     if old.text("spec.os.name") == "windows" {
         errors.forbidden(&Path::new(""), "windows pods cannot be resized");
     }
+    let mut others_changed = false;
     for list in ["containers", "initContainers"] {
         let (now, before) = (new.at("spec").list(list), old.at("spec").list(list));
         if now.len() != before.len() {
@@ -763,28 +764,23 @@ fn resize(new: &Value, old: &Value) -> Errors {
                     let after = now.at("resources").at(kind).get_or_null(resource);
                     if after.is_null() {
                         errors.forbidden(&path.child(kind), format!("resource {kind} cannot be removed"));
-                    } else if !matches!(resource.as_str(), "cpu" | "memory")
-                        && !crate::value::same_quantity(after, value)
-                    {
-                        errors.forbidden(&path.child(kind), "only cpu and memory resources are mutable");
+                    } else if !matches!(resource.as_str(), "cpu" | "memory") {
+                        others_changed |= !crate::value::same_quantity(after, value);
                     }
                 }
-                for (resource, _) in now.at("resources").entries(kind) {
-                    let added = before.at("resources").at(kind).get_or_null(resource).is_null();
-                    if added && !matches!(resource.as_str(), "cpu" | "memory") {
-                        errors.forbidden(&path.child(kind), "only cpu and memory resources are mutable");
-                    }
-                }
+                others_changed |= now.at("resources").entries(kind).any(|(resource, _)| {
+                    !matches!(resource.as_str(), "cpu" | "memory")
+                        && before.at("resources").at(kind).get_or_null(resource).is_null()
+                });
             }
         }
     }
     let (was, is) = (old.text("status.qosClass"), super::qos_class(new));
     if !was.is_empty() && was != is {
-        errors.invalid(
-            &path,
-            is,
-            format!("Pod QOS Class may not change as a result of resizing (was {was})"),
-        );
+        errors.invalid(&path, was, "Pod QOS Class may not change as a result of resizing");
+    }
+    if others_changed {
+        errors.forbidden(&path, "only cpu and memory resources are mutable");
     }
     let mut munged = new.at("spec").clone();
     let before = old.at("spec");
