@@ -158,7 +158,9 @@ impl Controller {
         }
         let kind = super::cache_kind(value);
         let cache = self.registry.cache.add_live(kind).await.map_err(Status::internal)?;
-        let entries = super::entries(definition, value, &cache);
+        let objects: Arc<dyn crate::seams::Objects> =
+            Arc::new(crate::registry::access::Access(self.registry.clone()));
+        let entries = super::entries(definition, value, &cache, &objects);
         let served = Served {
             made_from,
             group: value["spec"]["group"].as_str().unwrap_or_default().to_owned(),
@@ -254,7 +256,9 @@ fn set_condition(value: &mut Value, now: &str, kind: &str, holds: bool, reason: 
     if !value["status"]["conditions"].is_array() {
         value["status"]["conditions"] = json!([]);
     }
-    let Some(conditions) = value.pointer_mut("/status/conditions").and_then(Value::as_array_mut) else { return };
+    let Some(conditions) = value.pointer_mut("/status/conditions").and_then(Value::as_array_mut) else {
+        return;
+    };
     let fresh = json!({"type": kind, "status": status, "lastTransitionTime": now, "reason": reason, "message": message});
     match conditions.iter_mut().find(|c| c["type"] == kind) {
         Some(there)

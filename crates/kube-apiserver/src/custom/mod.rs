@@ -16,10 +16,12 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::admission::webhooks::conversion::Conversion;
 use crate::cache::{ResourceCache, ResourceKind};
 use crate::registry::Entry;
 use crate::registry::entry::{Subresource, api_version};
 use crate::registry::meta;
+use crate::seams::Objects;
 
 /// What is the same for all custom resources.
 static NAMESPACED: Rules = Rules { namespaced: true, unconditional_update: false, ..DEFAULT };
@@ -44,7 +46,8 @@ pub struct CustomResource {
     preserve_unknown: bool,
     has_defaults: bool,
     /// Versions convert by more than their name.
-    by_webhook: bool,
+    /// Set where objects of other versions are converted by a webhook.
+    conversion: Option<Arc<Conversion>>,
     fingerprint: String,
 }
 
@@ -111,7 +114,12 @@ fn fields(selectable: &[&'static str], object: &Value) -> Vec<(&'static str, Str
 }
 
 /// The rows of a definition's served versions.
-pub fn entries(definition: &Encoded, value: &Value, cache: &Arc<ResourceCache>) -> Vec<Arc<Entry>> {
+pub fn entries(
+    definition: &Encoded,
+    value: &Value,
+    cache: &Arc<ResourceCache>,
+    objects: &Arc<dyn Objects>,
+) -> Vec<Arc<Entry>> {
     let spec = &value["spec"];
     let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
     let names = &spec["names"];
@@ -124,6 +132,7 @@ pub fn entries(definition: &Encoded, value: &Value, cache: &Arc<ResourceCache>) 
     let storage_schema = schema_of(stored);
     let selectable = selectable(value);
     let verbs = |verbs: &[&str]| verbs.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>();
+    let conversion = Conversion::new(objects.clone(), spec).map(Arc::new);
     let mut entries = Vec::new();
     for version in versions.iter().filter(|v| v["served"] == true) {
         let name = text(&version["name"]);
@@ -171,7 +180,7 @@ pub fn entries(definition: &Encoded, value: &Value, cache: &Arc<ResourceCache>) 
             has_status,
             scale,
             preserve_unknown: spec["preserveUnknownFields"] == true,
-            by_webhook: spec["conversion"]["strategy"] == "Webhook" && versions.len() > 1,
+            conversion: conversion.clone(),
             fingerprint: format!("{}/{}", definition.uid(), value["metadata"]["generation"]),
             open_api,
         };
@@ -291,7 +300,7 @@ impl CustomResource {
 
     /// Whether stored bytes are what clients of this version see.
     pub fn reads_verbatim(&self) -> bool {
-        !self.has_defaults && self.api_version == self.storage_api_version && !self.by_webhook
+        !self.has_defaults && self.api_version == self.storage_api_version && self.conversion.is_none()
     }
 
     pub fn columns(&self) -> Vec<Value> {
@@ -364,10 +373,9 @@ impl CustomResource {
         if from == to {
             return Ok(());
         }
-        if self.by_webhook {
-            return Err(Status::internal(format!(
-                "conversion from {from} to {to}: conversion webhooks are not supported by this server"
-            )));
+        if let Some(conversion) = &self.conversion {
+            *object = conversion.convert_blocking(object.take(), to)?;
+            return Ok(());
         }
         object["apiVersion"] = json!(to);
         Ok(())

@@ -18,7 +18,8 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::admission::{Context, items};
+use crate::admission::items;
+use crate::seams::Objects;
 
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 const CONFIGS_MAX: usize = 256;
@@ -52,12 +53,12 @@ impl Client {
     /// prints it.
     pub async fn post(
         &self,
-        context: &Context,
+        objects: &dyn Objects,
         client_config: &Value,
         review: &Value,
         timeout: Duration,
     ) -> Result<Value, String> {
-        let target = target(context, client_config, timeout)?;
+        let target = target(objects, client_config, timeout)?;
         let post = format!("Post {:?}", target.url);
         let bundle = client_config["caBundle"].as_str().unwrap_or_default();
         let bundle = STANDARD.decode(bundle).map_err(|e| format!("{post}: caBundle: {e}"))?;
@@ -95,7 +96,7 @@ impl Client {
     }
 }
 
-fn target(context: &Context, config: &Value, timeout: Duration) -> Result<Target, String> {
+fn target(objects: &dyn Objects, config: &Value, timeout: Duration) -> Result<Target, String> {
     let timeout = format!("timeout={}s", timeout.as_secs().max(1));
     let with_timeout = |path: &str| {
         let separator = if path.contains('?') { '&' } else { '?' };
@@ -125,13 +126,18 @@ fn target(context: &Context, config: &Value, timeout: Duration) -> Result<Target
     let server_name = format!("{name}.{namespace}.svc");
     let url = format!("https://{server_name}:{port}{path}");
     let addresses =
-        service_addresses(context, namespace, name, port).map_err(|e| format!("Post {url:?}: {e}"))?;
+        service_addresses(objects, namespace, name, port).map_err(|e| format!("Post {url:?}: {e}"))?;
     Ok(Target { url, authority: format!("{server_name}:{port}"), server_name, path, addresses })
 }
 
 /// Ready endpoints behind a port of a service. This server need not run where cluster IPs work.
-fn service_addresses(context: &Context, namespace: &str, name: &str, port: u16) -> Result<Addresses, String> {
-    let service = context.objects.get("", "services", namespace, name);
+fn service_addresses(
+    objects: &dyn Objects,
+    namespace: &str,
+    name: &str,
+    port: u16,
+) -> Result<Addresses, String> {
+    let service = objects.get("", "services", namespace, name);
     let service = service.and_then(|s| serde_json::from_slice::<Value>(&s.body).ok());
     let service = service.ok_or_else(|| format!("service {name:?} not found"))?;
     let spec = &service["spec"];
@@ -144,7 +150,7 @@ fn service_addresses(context: &Context, namespace: &str, name: &str, port: u16) 
         .ok_or_else(|| format!("no service port {port} found for service {name:?}"))?;
     let port_name = service_port["name"].as_str().unwrap_or_default();
     let mut found: Vec<SocketAddr> = Vec::new();
-    for slice in context.objects.list("discovery.k8s.io", "endpointslices", Some(namespace)) {
+    for slice in objects.list("discovery.k8s.io", "endpointslices", Some(namespace)) {
         if slice.attributes.label("kubernetes.io/service-name") != Some(name) {
             continue;
         }
@@ -224,7 +230,6 @@ async fn exchange(target: &Target, tls: Arc<ClientConfig>, body: Vec<u8>) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admission::testing::context;
     use crate::security::testing::FakeObjects;
     use serde_json::json;
 
@@ -241,17 +246,17 @@ mod tests {
             "metadata": {"namespace": "a", "name": "hook-1", "labels": {"kubernetes.io/service-name": "hook"}},
             "ports": [{"name": "x", "port": 8443}],
             "endpoints": [{"addresses": ["10.0.0.2"], "conditions": {"ready": false}}, {"addresses": ["10.0.0.3"]}]}));
-        let context = context(&objects);
+        let objects: &dyn Objects = &*objects;
         let timeout = Duration::from_secs(5);
         let service = json!({"service": {"namespace": "a", "name": "hook", "path": "/v"}});
-        let found = target(&context, &service, timeout).unwrap();
+        let found = target(objects, &service, timeout).unwrap();
         assert_eq!(found.url, "https://hook.a.svc:443/v?timeout=5s");
         assert_eq!(found.addresses, Addresses::Known(vec!["10.0.0.3:8443".parse().unwrap()]));
-        let url = target(&context, &json!({"url": "https://[::1]:99/x?y=z"}), timeout).unwrap();
+        let url = target(objects, &json!({"url": "https://[::1]:99/x?y=z"}), timeout).unwrap();
         assert_eq!(url.url, "https://[::1]:99/x?y=z&timeout=5s");
         assert_eq!(url.addresses, Addresses::Lookup("::1".into(), 99));
         let missing = json!({"service": {"namespace": "a", "name": "none"}});
-        let error = target(&context, &missing, timeout).unwrap_err();
+        let error = target(objects, &missing, timeout).unwrap_err();
         assert_eq!(error, r#"Post "https://none.a.svc:443/?timeout=5s": service "none" not found"#);
     }
 }

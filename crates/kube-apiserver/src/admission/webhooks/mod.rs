@@ -1,6 +1,7 @@
 //! Admission webhooks: configured servers that are asked about writes, and may change them.
 
 mod client;
+pub mod conversion;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -282,7 +283,8 @@ impl Webhooks {
         };
         let uid = uuid::Uuid::new_v4().to_string();
         let body = review(&uid, presented, request, version);
-        let answer = self.client.post(context, &hook.spec["clientConfig"], &body, hook.timeout()).await;
+        let answer =
+            self.client.post(&*context.objects, &hook.spec["clientConfig"], &body, hook.timeout()).await;
         let answer = answer.map_err(|why| Ending::Failed(format!("failed to call webhook: {why}")))?;
         let response = verified(&uid, version, &answer)
             .map_err(|why| Ending::Failed(format!("received invalid webhook response: {why}")))?;
