@@ -122,10 +122,13 @@ pub fn memory_info(field: &str) -> Option<u64> {
     Some(kb * 1024)
 }
 
+/// Of the file system that holds `path`: bytes free and bytes in all, inodes free and inodes in all. What is set aside
+/// for root counts as neither free nor there, or a disk with much set aside would never be free enough.
 pub fn free_disk(path: &Path) -> Option<(u64, u64, u64, u64)> {
     let s = statvfs(path).ok()?;
     let size = s.fragment_size();
-    Some((s.blocks_available() * size, s.blocks() * size, s.files_available(), s.files()))
+    let set_aside = s.blocks_free().saturating_sub(s.blocks_available());
+    Some((s.blocks_available() * size, (s.blocks() - set_aside) * size, s.files_available(), s.files()))
 }
 
 /// The addresses from which the machine would speak to the world. No packet is sent.

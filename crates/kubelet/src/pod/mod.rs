@@ -7,6 +7,8 @@ pub mod network;
 pub mod observed;
 pub mod operations;
 pub mod plan;
+#[cfg(test)]
+mod plan_tests;
 pub mod resize;
 pub mod sandbox;
 pub mod spec;
