@@ -129,11 +129,7 @@ async fn wait_for_runtime(
 async fn runtime_events(kubelet: Arc<Kubelet>) {
     let told = kubelet.clone();
     cri::events::follow(kubelet.cri.clone(), kubelet.shutdown.clone(), move |event| match event {
-        cri::events::Event::Changed(id) => {
-            if let Some(pod) = told.pods.owner(&id) {
-                pod.runtime_event(&id);
-            }
-        }
+        cri::events::Event::Changed(id) => told.pods.ended(id),
         cri::events::Event::Relist => {
             for pod in told.pods.list() {
                 pod.stir();

@@ -1,6 +1,6 @@
 //! The pods of this node: a handle per pod, through which everybody reaches its worker.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -171,7 +171,11 @@ impl PodHandle {
 pub struct Pods {
     by_uid: RwLock<HashMap<String, Arc<PodHandle>>>,
     owners: RwLock<HashMap<String, Arc<PodHandle>>>,
+    /// What ended before anybody knew whose it was: containers may be quicker than their makers.
+    strays: Mutex<VecDeque<String>>,
 }
+
+const STRAYS_MAX: usize = 512;
 
 impl Pods {
     pub fn get(&self, uid: &str) -> Option<Arc<PodHandle>> {
@@ -208,9 +212,36 @@ impl Pods {
         for id in ids() {
             owners.insert(id.clone(), handle.clone());
         }
+        drop(owners);
+        let mut strays = self.strays.lock();
+        strays.retain(|stray| {
+            let found = ids().any(|id| id == stray);
+            if found {
+                handle.runtime_event(stray);
+            }
+            !found
+        });
     }
 
-    pub fn owner(&self, id: &str) -> Option<Arc<PodHandle>> {
+    /// The runtime says that a container or sandbox ended.
+    pub fn ended(&self, id: String) {
+        if let Some(handle) = self.owner(&id) {
+            handle.runtime_event(&id);
+            return;
+        }
+        let mut strays = self.strays.lock();
+        // It may have become known between the two looks.
+        if let Some(handle) = self.owner(&id) {
+            handle.runtime_event(&id);
+            return;
+        }
+        if strays.len() >= STRAYS_MAX {
+            strays.pop_front();
+        }
+        strays.push_back(id);
+    }
+
+    fn owner(&self, id: &str) -> Option<Arc<PodHandle>> {
         self.owners.read().get(id).cloned()
     }
 }

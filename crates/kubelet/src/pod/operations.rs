@@ -93,9 +93,7 @@ impl Scene {
             let text = "Pod sandbox changed, it will be killed and re-created.";
             self.kubelet.events.normal(&pod_reference(&self.pod), "SandboxChanged", text);
         }
-        if let Err(text) = check_sysctls(&self.pod) {
-            return Err(text);
-        }
+        check_sysctls(&self.pod)?;
         let dir = sandbox::log_dir(&self.kubelet.config, &self.pod);
         tokio::fs::create_dir_all(&dir).await.map_err(|e| format!("{}: {e}", dir.display()))?;
         self.kubelet.cgroups.make_pod(&self.pod).map_err(|e| {

@@ -79,7 +79,12 @@ fn what_comes_next() {
     let init = || json!([{"name": "i"}, {"name": "s", "restartPolicy": "Always"}]);
     let none = || json!([]);
     let cases: Vec<(&str, Pod, Observed, Vec<Action>)> = vec![
-        ("a new pod", pod("Always", none(), one()), Observed::default(), vec![Action::CreateSandbox { attempt: 0 }]),
+        (
+            "a new pod",
+            pod("Always", none(), one()),
+            Observed::default(),
+            vec![Action::CreateSandbox { attempt: 0 }],
+        ),
         (
             "a sandbox",
             pod("Always", none(), two()),
@@ -148,7 +153,10 @@ fn a_lost_sandbox() {
     let mut lost = seen(&[instance("a", EXITED, 0)]);
     lost.sandboxes[0].ready = false;
     let main = || json!([{"name": "a"}]);
-    assert_eq!(actions(pod("Always", json!([]), main()), lost.clone()), [Action::CreateSandbox { attempt: 1 }]);
+    assert_eq!(
+        actions(pod("Always", json!([]), main()), lost.clone()),
+        [Action::CreateSandbox { attempt: 1 }]
+    );
     assert_eq!(actions(pod("Never", json!([]), main()), lost), [Action::Finish]);
 }
 
@@ -175,7 +183,10 @@ fn crash_loops_wait() {
     assert_eq!(second.wake_at, Some(ended + CRASH_LOOP_FIRST));
     // After a long run the count begins anew.
     let long_ago = ended - SignedDuration::from_mins(11);
-    assert_eq!(with(Some(Backoff { delay: CRASH_LOOP_FIRST, at: long_ago })).actions, [start(Kind::Main, "a", 1)]);
+    assert_eq!(
+        with(Some(Backoff { delay: CRASH_LOOP_FIRST, at: long_ago })).actions,
+        [start(Kind::Main, "a", 1)]
+    );
 }
 
 #[test]

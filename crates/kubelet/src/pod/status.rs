@@ -293,24 +293,17 @@ fn phase(pod: &Pod, init: &[ContainerStatus], main: &[ContainerStatus], terminat
         }
     }
     match (waiting, up, stopped) {
-        _ if waiting > 0 => {
-            if terminating && up == 0 {
-                terminal_before_start(pod)
-            } else {
-                "Pending"
-            }
-        }
+        (1.., 0, _) if terminating => terminal_before_start(pod),
+        (1.., ..) => "Pending",
         (_, 1.., _) => "Running",
-        (_, 0, 1..) if terminating => {
+        (_, 0, 1..) if terminating || again == 0 => {
             if stopped == succeeded {
                 "Succeeded"
             } else {
                 "Failed"
             }
         }
-        (_, 0, 1..) if again > 0 => "Running",
-        (_, 0, 1..) if stopped == succeeded => "Succeeded",
-        (_, 0, 1..) => "Failed",
+        (_, 0, 1..) => "Running",
         _ => "Pending",
     }
 }

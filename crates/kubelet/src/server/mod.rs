@@ -147,10 +147,16 @@ async fn route(kubelet: Arc<Kubelet>, request: Request<Incoming>) -> Response<Bo
         ["pods"] | ["runningpods"] => Ok(as_json(&pod_list(&kubelet))),
         ["configz"] => Ok(as_json(&configz(&kubelet))),
         ["metrics"] => Ok(text(StatusCode::OK, stats::metrics(&kubelet))),
-        ["metrics", "resource"] => stats::resource_metrics(&kubelet).await.map(|t| text(StatusCode::OK, t)),
-        ["metrics", "cadvisor"] => stats::cadvisor_metrics(&kubelet).await.map(|t| text(StatusCode::OK, t)),
+        ["metrics", "resource"] => {
+            stats::resource_metrics(&kubelet).await.map_err(Box::new).map(|t| text(StatusCode::OK, t))
+        }
+        ["metrics", "cadvisor"] => {
+            stats::cadvisor_metrics(&kubelet).await.map_err(Box::new).map(|t| text(StatusCode::OK, t))
+        }
         ["metrics", "probes"] => Ok(text(StatusCode::OK, "")),
-        ["stats", "summary"] | ["stats"] => stats::summary(&kubelet).await.map(|v| as_json(&v)),
+        ["stats", "summary"] | ["stats"] => {
+            stats::summary(&kubelet).await.map_err(Box::new).map(|v| as_json(&v))
+        }
         ["logs", rest @ ..] if reading => host_logs(rest),
         ["containerLogs", namespace, pod, container] if reading => {
             container_logs(&kubelet, namespace, pod, container, &query)
@@ -169,29 +175,39 @@ async fn route(kubelet: Arc<Kubelet>, request: Request<Incoming>) -> Response<Bo
         }
         _ => return text(StatusCode::NOT_FOUND, "404 page not found\n"),
     };
-    result.unwrap_or_else(|error| error)
+    result.unwrap_or_else(|refusal| *refusal)
 }
 
-type Answer = Result<Response<Body>, Response<Body>>;
+/// A refusal is boxed: it is rare, and large.
+type Answer = Result<Response<Body>, Box<Response<Body>>>;
 
-fn failed(error: impl std::fmt::Display) -> Response<Body> {
-    text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+fn refuse(status: StatusCode, message: impl Into<String>) -> Box<Response<Body>> {
+    Box::new(text(status, message))
 }
 
-fn find_pod(kubelet: &Kubelet, namespace: &str, name: &str) -> Result<Arc<PodHandle>, Response<Body>> {
+fn failed(error: impl std::fmt::Display) -> Box<Response<Body>> {
+    refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+}
+
+fn find_pod(kubelet: &Kubelet, namespace: &str, name: &str) -> Result<Arc<PodHandle>, Box<Response<Body>>> {
     kubelet
         .pods
         .find(namespace, name)
-        .ok_or_else(|| text(StatusCode::NOT_FOUND, format!("pod \"{name}_{namespace}\" does not exist")))
+        .ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("pod \"{name}_{namespace}\" does not exist")))
 }
 
 /// The id of a container that runs.
-fn running(kubelet: &Kubelet, namespace: &str, pod: &str, container: &str) -> Result<String, Response<Body>> {
+fn running(
+    kubelet: &Kubelet,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+) -> Result<String, Box<Response<Body>>> {
     let handle = find_pod(kubelet, namespace, pod)?;
     let observed = handle.observed();
     match observed.newest(container).filter(|i| i.running()) {
         Some(instance) => Ok(instance.id.clone()),
-        None => Err(text(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"))),
+        None => Err(refuse(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")"))),
     }
 }
 
@@ -239,11 +255,11 @@ fn configz(kubelet: &Kubelet) -> Value {
     }})
 }
 
-fn number(query: &Query, key: &str) -> Result<Option<u64>, Response<Body>> {
+fn number(query: &Query, key: &str) -> Result<Option<u64>, Box<Response<Body>>> {
     match get(query, key) {
         None => Ok(None),
         Some(text_) => text_.parse().map(Some).map_err(|_| {
-            text(StatusCode::BAD_REQUEST, format!("{key} must be a number that is not negative"))
+            refuse(StatusCode::BAD_REQUEST, format!("{key} must be a number that is not negative"))
         }),
     }
 }
@@ -261,7 +277,7 @@ fn container_logs(
     let known = handle.decode().is_some_and(|p| crate::pod::spec::find(&p, container).is_some());
     if !known {
         let message = format!("container {container:?} not found in pod \"{pod}_{namespace}\"");
-        return Err(text(StatusCode::NOT_FOUND, message));
+        return Err(refuse(StatusCode::NOT_FOUND, message));
     }
     let newest = observed.newest(container);
     let wanted = if previous {
@@ -279,12 +295,12 @@ fn container_logs(
             let reason = waiting_reason(&handle, container).unwrap_or_else(|| "ContainerCreating".into());
             format!("container {container:?} in pod {pod:?} is waiting to start: {reason}")
         };
-        return Err(text(StatusCode::BAD_REQUEST, message));
+        return Err(refuse(StatusCode::BAD_REQUEST, message));
     };
     let since = match (number(query, "sinceSeconds")?, get(query, "sinceTime")) {
         (Some(seconds), _) => Some(Timestamp::now() - SignedDuration::from_secs(seconds.min(1 << 40) as i64)),
         (None, Some(time)) => {
-            Some(time.parse().map_err(|e| text(StatusCode::BAD_REQUEST, format!("sinceTime: {e}")))?)
+            Some(time.parse().map_err(|e| refuse(StatusCode::BAD_REQUEST, format!("sinceTime: {e}")))?)
         }
         (None, None) => None,
     };
@@ -352,7 +368,7 @@ async fn exec(
     let streams = streams(query);
     let id = match running(kubelet, namespace, pod, container) {
         Ok(id) => id,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let asked = ExecRequest {
         container_id: id,
@@ -364,7 +380,7 @@ async fn exec(
     };
     match kubelet.cri.exec(asked).await {
         Ok(url) => streaming::connect(kubelet, request, &url, Session::Command(streams)).await,
-        Err(error) => failed(error),
+        Err(error) => *failed(error),
     }
 }
 
@@ -379,7 +395,7 @@ async fn attach(
     let mut streams = streams(query);
     let id = match running(kubelet, namespace, pod, container) {
         Ok(id) => id,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     // Whether there is a terminal was decided when the container was made.
     let pod = find_pod(kubelet, namespace, pod).ok().and_then(|h| h.decode());
@@ -395,7 +411,7 @@ async fn attach(
     };
     match kubelet.cri.attach(asked).await {
         Ok(url) => streaming::connect(kubelet, request, &url, Session::Command(streams)).await,
-        Err(error) => failed(error),
+        Err(error) => *failed(error),
     }
 }
 
@@ -408,7 +424,7 @@ async fn port_forward(
 ) -> Response<Body> {
     let handle = match find_pod(kubelet, namespace, pod) {
         Ok(handle) => handle,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let Some(sandbox) = handle.observed().current().map(|s| s.id.clone()) else {
         return text(StatusCode::NOT_FOUND, format!("sandbox of pod \"{pod}_{namespace}\" does not run"));
@@ -421,7 +437,7 @@ async fn port_forward(
         .collect();
     match kubelet.cri.port_forward(PortForwardRequest { pod_sandbox_id: sandbox, port: ports }).await {
         Ok(url) => streaming::connect(kubelet, request, &url, Session::PortForward).await,
-        Err(error) => failed(error),
+        Err(error) => *failed(error),
     }
 }
 
@@ -440,13 +456,13 @@ async fn run(kubelet: &Kubelet, namespace: &str, pod: &str, container: &str, que
 fn host_logs(parts: &[&str]) -> Answer {
     const SHOWN_BYTES_MAX: u64 = 16 << 20;
     if parts.iter().any(|p| *p == ".." || p.is_empty() && parts.len() > 1) {
-        return Err(text(StatusCode::BAD_REQUEST, "invalid path"));
+        return Err(refuse(StatusCode::BAD_REQUEST, "invalid path"));
     }
     let base = std::path::Path::new("/var/log");
     let path = parts.iter().fold(base.to_path_buf(), |p, part| p.join(part));
-    let real = path.canonicalize().map_err(|_| text(StatusCode::NOT_FOUND, "404 page not found\n"))?;
+    let real = path.canonicalize().map_err(|_| refuse(StatusCode::NOT_FOUND, "404 page not found\n"))?;
     if !real.starts_with(base) {
-        return Err(text(StatusCode::FORBIDDEN, "outside of /var/log"));
+        return Err(refuse(StatusCode::FORBIDDEN, "outside of /var/log"));
     }
     if real.is_dir() {
         let mut names: BTreeMap<String, ()> = BTreeMap::new();

@@ -203,7 +203,8 @@ async fn relay(socket: Socket, runtime: TokioIo<Upgraded>) {
         while let Some(Ok(message)) = from_client.next().await {
             match message {
                 Message::Binary(data) => {
-                    if to_runtime.write_all(&data).await.is_err() || to_runtime.flush().await.is_err() {
+                    let written = to_runtime.write_all(&data).await;
+                    if written.and(to_runtime.flush().await).is_err() {
                         return;
                     }
                 }
