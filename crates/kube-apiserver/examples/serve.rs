@@ -32,6 +32,8 @@ async fn main() -> anyhow::Result<()> {
     config.security.tokens = Some("admin-token,admin,1,system:masters\n".to_owned());
     config.security.service_account_signing_key =
         Some(rcgen::KeyPair::generate()?.serialize_pem().into_bytes());
+    config.security.advertise_address = IpAddr::from([192, 0, 2, 1]);
+    std::fs::write(data.join("tls.crt"), certificate.pem())?;
     let shutdown = CancellationToken::new();
     let (handle, prepared) = kube_apiserver::prepare(config).await?;
     let kubeconfig = data.join("kubeconfig");

@@ -76,12 +76,12 @@ pub async fn serve_unstored(
         }
         ("", "componentstatuses", "get") => Err(Status::not_found("componentstatuses", "", &call.info.name)),
         (_, _, "create") => {
-            let show = call.show(entry, registry)?;
+            let accept = call.accept(false)?;
             let object = call.decode(Shape::of(entry)).await?;
             let policy = registry.policy()?;
             let answer =
                 policy.reviews.review(&call.user, &entry.resource, &call.info.namespace, object).await?;
-            Ok(respond::value(StatusCode::CREATED, &answer, show.accept))
+            Ok(respond::value(StatusCode::CREATED, &answer, accept))
         }
         (_, _, verb) => Err(Status::method_not_allowed(&entry.resource, &entry.group, verb)),
     }

@@ -1,0 +1,257 @@
+//! The server through a real client (kube-rs over TLS), on the embedded store.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd::{Directory, Engine, Options};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ServiceAccount};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchEvent, WatchParams};
+use kube::core::{DynamicObject, GroupVersionKind};
+use kube::discovery::ApiResource;
+use kube_apiserver::{Handle, SourceEvent, Wanted};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+struct Cluster {
+    client: kube::Client,
+    handle: Handle,
+    _stop: tokio_util::sync::DropGuard,
+    _data: tempfile::TempDir,
+}
+
+async fn cluster() -> Cluster {
+    let data = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Directory::open(data.path()).unwrap());
+    let engine = Engine::open(disk, Options { sync: false, ..Options::default() }).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let mut config = kube_apiserver::Config::new(
+        Arc::new(engine),
+        certificate.pem().into_bytes(),
+        key.serialize_pem().into_bytes(),
+    );
+    config.bind_address = IpAddr::from([127, 0, 0, 1]);
+    config.secure_port = 0;
+    config.security.tokens = Some("t,admin,1,system:masters\n".to_owned());
+    config.security.advertise_address = IpAddr::from([192, 0, 2, 1]);
+    let (handle, prepared) = kube_apiserver::prepare(config).await.unwrap();
+    let stop = CancellationToken::new();
+    tokio::spawn(prepared.run(stop.clone()));
+    handle.ready().await;
+    let mut kube = kube::Config::new(format!("https://{}", handle.address()).parse().unwrap());
+    kube.accept_invalid_certs = true;
+    kube.auth_info.token = Some("t".to_owned().into());
+    let client = kube::Client::try_from(kube).unwrap();
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    let account = serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
+    accounts.create(&PostParams::default(), &account).await.unwrap();
+    Cluster { client, handle, _stop: stop.drop_guard(), _data: data }
+}
+
+fn config_map(name: &str, labels: Value, data: Value) -> ConfigMap {
+    serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "data": data})).unwrap()
+}
+
+fn code(error: kube::Error) -> (u16, String) {
+    match error {
+        kube::Error::Api(status) => (status.code, status.reason.clone()),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn objects_live_and_die() {
+    let cluster = cluster().await;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");
+    let (post, patch, delete) = (PostParams::default(), PatchParams::default(), DeleteParams::default());
+
+    let made = maps.create(&post, &config_map("a", json!({"x": "1"}), json!({"k": "v"}))).await.unwrap();
+    assert!(made.metadata.uid.is_some() && made.metadata.managed_fields.is_some());
+    let again = maps.create(&post, &config_map("a", json!({}), json!({}))).await.unwrap_err();
+    assert_eq!(code(again), (409, "AlreadyExists".into()));
+
+    // What says nothing new moves nothing.
+    let same = maps.patch("a", &patch, &Patch::Merge(json!({"data": {"k": "v"}}))).await.unwrap();
+    assert_eq!(same.metadata.resource_version, made.metadata.resource_version);
+    let changed = maps.patch("a", &patch, &Patch::Merge(json!({"data": {"k": "w"}}))).await.unwrap();
+    assert_ne!(changed.metadata.resource_version, made.metadata.resource_version);
+    let stale = maps.replace("a", &post, &made).await.unwrap_err();
+    assert_eq!(code(stale), (409, "Conflict".into()));
+
+    // A dry run stores nothing.
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    maps.create(&dry, &config_map("b", json!({}), json!({}))).await.unwrap();
+    assert_eq!(code(maps.get("b").await.unwrap_err()), (404, "NotFound".into()));
+
+    // A finalizer holds an object until it is taken off.
+    maps.patch("a", &patch, &Patch::Merge(json!({"metadata": {"finalizers": ["example.com/hold"]}}))).await.unwrap();
+    let held = maps.delete("a", &delete).await.unwrap().left().expect("the object, which is still there");
+    assert!(held.metadata.deletion_timestamp.is_some());
+    maps.patch("a", &patch, &Patch::Merge(json!({"metadata": {"finalizers": null}}))).await.unwrap();
+    assert_eq!(code(maps.get("a").await.unwrap_err()), (404, "NotFound".into()));
+
+    maps.create(&post, &config_map("c", json!({}), json!({}))).await.unwrap();
+    let foreground = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..delete };
+    let held = maps.delete("c", &foreground).await.unwrap().left().expect("the object");
+    assert_eq!(held.metadata.finalizers.unwrap(), ["foregroundDeletion"]);
+}
+
+#[tokio::test]
+async fn lists_come_in_pages_and_selections() {
+    let cluster = cluster().await;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");
+    for i in 0..25 {
+        let labels = json!({"parity": if i % 2 == 0 { "even" } else { "odd" }});
+        maps.create(&PostParams::default(), &config_map(&format!("m{i:02}"), labels, json!({}))).await.unwrap();
+    }
+    let mut names = Vec::new();
+    let mut params = ListParams::default().limit(10);
+    let mut versions = Vec::new();
+    loop {
+        let page = maps.list(&params).await.unwrap();
+        names.extend(page.items.iter().map(|m| m.metadata.name.clone().unwrap()));
+        versions.push(page.metadata.resource_version.clone());
+        // What is written between pages is not seen by them.
+        let name = format!("later{}", names.len());
+        maps.create(&PostParams::default(), &config_map(&name, json!({}), json!({}))).await.unwrap();
+        match page.metadata.continue_.filter(|c| !c.is_empty()) {
+            Some(token) => params = ListParams::default().limit(10).continue_token(&token),
+            None => break,
+        }
+    }
+    assert_eq!(names.len(), 25);
+    assert!(versions.windows(2).all(|w| w[0] == w[1]));
+    assert_eq!(maps.list(&ListParams::default().labels("parity=even")).await.unwrap().items.len(), 13);
+    assert_eq!(maps.list(&ListParams::default().labels("parity notin (even)")).await.unwrap().items.len(), 15);
+    assert_eq!(maps.list(&ListParams::default().fields("metadata.name=m03")).await.unwrap().items.len(), 1);
+    let bad = maps.list(&ListParams::default().fields("data.x=1")).await.unwrap_err();
+    assert_eq!(code(bad), (400, "BadRequest".into()));
+}
+
+#[tokio::test]
+async fn watches_see_selections_change() {
+    let cluster = cluster().await;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");
+    let from = maps.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    let params = WatchParams::default().labels("in=yes").timeout(20);
+    let mut watch = maps.watch(&params, &from).await.unwrap().boxed();
+    let patch = |body: Value| {
+        let maps = maps.clone();
+        async move { maps.patch("a", &PatchParams::default(), &Patch::Merge(body)).await.unwrap() }
+    };
+    maps.create(&PostParams::default(), &config_map("a", json!({}), json!({}))).await.unwrap();
+    patch(json!({"metadata": {"labels": {"in": "yes"}}})).await;
+    patch(json!({"data": {"x": "1"}})).await;
+    let left = patch(json!({"metadata": {"labels": {"in": "no"}}})).await;
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        let event = tokio::time::timeout(Duration::from_secs(10), watch.next()).await.unwrap().unwrap().unwrap();
+        match event {
+            WatchEvent::Added(_) => seen.push("added".to_owned()),
+            WatchEvent::Modified(_) => seen.push("modified".to_owned()),
+            WatchEvent::Deleted(m) => {
+                assert_eq!(m.metadata.resource_version, left.metadata.resource_version);
+                seen.push("deleted".to_owned());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(seen, ["added", "modified", "deleted"]);
+}
+
+#[tokio::test]
+async fn appliers_share_an_object() {
+    let cluster = cluster().await;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");
+    let config = |data: Value| Patch::Apply(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data}));
+    let (one, two) = (PatchParams::apply("one"), PatchParams::apply("two"));
+    maps.patch("a", &one, &config(json!({"x": "1"}))).await.unwrap();
+    let both = maps.patch("a", &two, &config(json!({"y": "2"}))).await.unwrap();
+    assert_eq!(both.data.unwrap().len(), 2);
+    let conflict = maps.patch("a", &two, &config(json!({"x": "3", "y": "2"}))).await.unwrap_err();
+    assert_eq!(code(conflict), (409, "Conflict".into()));
+    let forced = maps.patch("a", &two.clone().force(), &config(json!({"x": "3"}))).await.unwrap();
+    assert_eq!(forced.data.unwrap(), [("x".to_owned(), "3".to_owned())].into());
+}
+
+#[tokio::test]
+async fn pods_are_bound_once_and_graceful() {
+    let cluster = cluster().await;
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "default");
+    let pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}));
+    let made = pods.create(&PostParams::default(), &pod.unwrap()).await.unwrap();
+    assert_eq!(made.status.unwrap().phase.unwrap(), "Pending");
+    let bind = |node: &str| {
+        let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"name": node}});
+        let request = http::Request::post("/api/v1/namespaces/default/pods/p/binding")
+            .header("content-type", "application/json")
+            .body(binding.to_string().into_bytes())
+            .unwrap();
+        let client = cluster.client.clone();
+        async move { client.request::<Value>(request).await }
+    };
+    bind("n1").await.unwrap();
+    assert_eq!(code(bind("n2").await.unwrap_err()), (409, "Conflict".into()));
+    assert_eq!(pods.get("p").await.unwrap().spec.unwrap().node_name.unwrap(), "n1");
+    let going = pods.delete("p", &DeleteParams::default()).await.unwrap().left().unwrap();
+    assert_eq!(going.metadata.deletion_grace_period_seconds, Some(30));
+    pods.delete("p", &DeleteParams::default().grace_period(0)).await.unwrap();
+    assert_eq!(code(pods.get("p").await.unwrap_err()), (404, "NotFound".into()));
+}
+
+#[tokio::test]
+async fn definitions_bring_resources() {
+    let cluster = cluster().await;
+    let kind = |group: &str, version: &str, kind: &str, plural: &str| {
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
+    };
+    let definitions: Api<DynamicObject> = Api::all_with(
+        cluster.client.clone(),
+        &kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions"),
+    );
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "foos.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "foos", "kind": "Foo"}, "versions": [{"name": "v1", "served": true, "storage": true,
+        "subresources": {"status": {}}, "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {
+        "type": "object", "properties": {"size": {"type": "integer", "minimum": 1, "default": 2}}}}}}}]}});
+    definitions.create(&PostParams::default(), &serde_json::from_value(definition).unwrap()).await.unwrap();
+    let foos: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), "default", &kind("example.com", "v1", "Foo", "foos"));
+    let foo = |spec: Value| -> DynamicObject {
+        serde_json::from_value(json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "f"}, "spec": spec})).unwrap()
+    };
+    let mut established = definitions.watch(&WatchParams::default().timeout(20), "0").await.unwrap().boxed();
+    while let Some(Ok(WatchEvent::Added(d) | WatchEvent::Modified(d))) = established.next().await {
+        let conditions = d.data["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        if conditions.iter().any(|c| c["type"] == "Established" && c["status"] == "True") {
+            break;
+        }
+    }
+    let wrong = foos.create(&PostParams::default(), &foo(json!({"size": 0}))).await.unwrap_err();
+    assert_eq!(code(wrong), (422, "Invalid".into()));
+    let made = foos.create(&PostParams::default(), &foo(json!({"bogus": 1}))).await.unwrap();
+    assert_eq!(made.data["spec"], json!({"size": 2}));
+    definitions.delete("foos.example.com", &DeleteParams::default()).await.unwrap();
+    let gone = async {
+        while definitions.get_opt("foos.example.com").await.unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+    assert_eq!(code(foos.list(&ListParams::default()).await.unwrap_err()).0, 404);
+}
+
+#[tokio::test]
+async fn informers_in_this_process_get_the_bytes() {
+    let cluster = cluster().await;
+    let wanted = Wanted { version: "v1".into(), resource: "namespaces".into(), ..Wanted::default() };
+    let mut events = Box::pin(cluster.handle.list_watch(wanted));
+    let Some(SourceEvent::Replace { items, .. }) = events.next().await else { panic!("the state first") };
+    assert!(items.iter().any(|n| n.name() == "kube-system"));
+    let namespaces: Api<Namespace> = Api::all(cluster.client.clone());
+    let namespace = serde_json::from_value(json!({"metadata": {"name": "new"}})).unwrap();
+    namespaces.create(&PostParams::default(), &namespace).await.unwrap();
+    let Some(SourceEvent::Applied(applied)) = events.next().await else { panic!("the addition") };
+    assert_eq!(applied.name(), "new");
+}
