@@ -425,22 +425,6 @@ pub fn patch_kind(call: &Call, entry: &Entry) -> Result<PatchKind, Status> {
     })
 }
 
-/// An applied configuration with fields that nobody could own.
-fn untyped_patch(entry: &Entry, info: &RequestInfo, unknown: &[String]) -> Status {
-    let what = match unknown {
-        [one] => one.clone(),
-        several => format!("errors:\n  {}", several.join("\n  ")),
-    };
-    let message = format!(
-        "failed to create typed patch object ({}/{}; {}, Kind={}): {what}",
-        info.namespace,
-        info.name,
-        entry.api_version(),
-        entry.kind
-    );
-    Status { status: "Failure".to_owned(), message, code: 500, ..Status::default() }
-}
-
 pub async fn patch(
     registry: &Registry,
     entry: &Arc<Entry>,
@@ -458,17 +442,7 @@ pub async fn patch(
             let error = FieldError::required(&path, "is required for apply patch");
             return Err(Status::invalid("PatchOptions", "meta.k8s.io", "", vec![error]));
         }
-        let (mut config, mut complaints) = wire::decode_apply(&body, Strictness::Warn, Shape::of(entry))?;
-        let unknown: Vec<String> = complaints
-            .extract_if(.., |c| c.starts_with("unknown field "))
-            .map(|c| {
-                let path = c["unknown field ".len()..].trim_matches('"').to_owned();
-                format!(".{path}: field not declared in schema")
-            })
-            .collect();
-        if !unknown.is_empty() {
-            return Err(untyped_patch(entry, &call.info, &unknown));
-        }
+        let (mut config, complaints) = wire::decode_apply(&body, strictness, Shape::of(entry))?;
         call.complain(strictness, complaints)?;
         if !meta::text(&config, "name").is_empty() && meta::text(&config, "name") != call.info.name {
             return Err(Status::bad_request("name in the applied object does not match the name on the URL"));
