@@ -47,6 +47,22 @@ fn ask(from: &Namespace, to: &str) -> Result<String, String> {
     })
 }
 
+/// As [`ask`] with a source address of choice.
+fn ask_from(from: &Namespace, source: &'static str, to: &'static str) -> String {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
+    use std::os::fd::AsRawFd;
+    from.run(move || {
+        let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+        let source = SocketAddr::new(source.parse().unwrap(), 0);
+        bind(fd.as_raw_fd(), &SockaddrStorage::from(source)).unwrap();
+        let to: SocketAddr = to.parse().unwrap();
+        connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).unwrap();
+        let mut out = String::new();
+        std::net::TcpStream::from(fd).read_to_string(&mut out).unwrap();
+        out
+    })
+}
+
 fn flannel_config(dir: &Path) -> Value {
     let env = dir.join("subnet.env");
     std::fs::write(
@@ -91,7 +107,8 @@ fn pods_talk_and_host_ports_reach_them() {
     // Host ports: from the node by address and by loopback, from the other pod, from the pod itself.
     let mut ports = json!({"cniVersion": "1.0.0", "name": "cbr0", "type": "portmap", "prevResult": ra,
         "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
-            {"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": "10.244.3.1"}]}});
+            {"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": "10.244.3.1"},
+            {"hostPort": 8082, "containerPort": 80, "protocol": "tcp", "hostIP": "127.0.0.1"}]}});
     let portmap = |command: &'static str, config: &Value| {
         let (config, path) = (config.clone(), a.path.clone());
         node.run(move || call(command, "portmap", "a", &path, &config))
@@ -108,6 +125,8 @@ fn pods_talk_and_host_ports_reach_them() {
         assert!(ask(from, to).unwrap().starts_with("a "), "{to}");
     }
     assert!(ask(&node, "127.0.0.1:8081").is_err());
+    // From another address of the node than the loopback one it goes to.
+    assert!(ask_from(&node, "10.244.3.1", "127.0.0.1:8082").starts_with("a "));
     ports["prevResult"] = Value::Null;
     portmap("DEL", &ports).unwrap();
     portmap("DEL", &ports).unwrap();
