@@ -132,6 +132,9 @@ fn apiserver_config(
     let security = &mut config.security;
     security.client_ca = Some(pki.ca_certificate().as_bytes().to_vec());
     security.request_header_ca = Some(pki.front_proxy_ca_certificate().as_bytes().to_vec());
+    let front_proxy = pki.front_proxy_client()?;
+    security.proxy_client_certificate = Some(front_proxy.certificate.into_bytes());
+    security.proxy_client_key = Some(front_proxy.key.into_bytes());
     security.service_account_signing_key = Some(pki.service_account_key()?.into_bytes());
     security.service_account_issuers =
         vec![format!("https://kubernetes.default.svc.{}", flags.cluster_domain)];

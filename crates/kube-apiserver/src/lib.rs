@@ -4,6 +4,7 @@
 //! `registry` (with `admission` and `allocators` on the way of a write), `cache`, and the store beneath.
 
 pub mod admission;
+pub mod aggregation;
 pub mod allocators;
 pub mod authentication;
 pub mod authorization;
@@ -155,7 +156,12 @@ pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
     };
     let registry = Registry::new(config.store.clone(), config.clock.clone(), &enabled);
     let kubelets = proxy::Kubelets::new(&config.kubelet)?;
-    let server = Server::new(registry.clone(), kubelets);
+    let proxy_client = &config.security;
+    let identity =
+        proxy_client.proxy_client_certificate.as_deref().zip(proxy_client.proxy_client_key.as_deref());
+    let aggregator = aggregation::Aggregator::new(identity, kubelets.tasks.clone())
+        .context("the front-proxy client certificate and key")?;
+    let server = Server::new(registry.clone(), kubelets, aggregator);
     let access = Arc::new(Access(registry.clone()));
     let mut security = config.security.clone();
     security.secure_port = address.port();
@@ -186,7 +192,7 @@ impl Prepared {
             tokio::spawn(http::connection::serve(listener, tls, server.clone(), ending.clone(), grace));
         let mut ready = bootstrap.ready();
         let starting = {
-            let (registry, ending) = (registry.clone(), ending.clone());
+            let (registry, ending, server) = (registry.clone(), ending.clone(), server.clone());
             tokio::spawn(async move {
                 // Nothing is written before the caches are filled: bootstrap decides by what is there.
                 tokio::select! {
@@ -201,8 +207,11 @@ impl Prepared {
                         }
                     }
                 };
+                let access = Arc::new(Access(registry.clone()));
+                let clock = registry.clock.clone();
+                let aggregating = server.aggregator.keep(access.clone(), access, clock, ending.clone());
                 let definitions = custom::controller::Controller::new(registry).run(ending.clone());
-                tokio::join!(bootstrap.run(ending), definitions, watching);
+                tokio::join!(bootstrap.run(ending.clone()), definitions, watching, aggregating);
             })
         };
         shutdown.cancelled().await;

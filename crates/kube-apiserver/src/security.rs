@@ -26,6 +26,9 @@ pub struct Config {
     pub client_ca: Option<Vec<u8>>,
     pub request_header_ca: Option<Vec<u8>>,
     pub request_header: request_header::Options,
+    /// What this server proves itself to extension servers with.
+    pub proxy_client_certificate: Option<Vec<u8>>,
+    pub proxy_client_key: Option<Vec<u8>>,
     /// Content of the static token file.
     pub tokens: Option<String>,
     pub bootstrap_tokens: bool,
@@ -57,6 +60,8 @@ impl Default for Config {
             client_ca: None,
             request_header_ca: None,
             request_header: request_header::Options::default(),
+            proxy_client_certificate: None,
+            proxy_client_key: None,
             tokens: None,
             bootstrap_tokens: true,
             anonymous: true,

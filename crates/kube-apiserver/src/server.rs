@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use crate::aggregation::Aggregator;
 use crate::discovery::Documents;
 use crate::metrics::Metrics;
 use crate::proxy::Kubelets;
@@ -20,10 +21,11 @@ pub struct Server {
     pub writing: Arc<Semaphore>,
     pub documents: Documents,
     pub kubelets: Kubelets,
+    pub aggregator: Aggregator,
 }
 
 impl Server {
-    pub fn new(registry: Arc<Registry>, kubelets: Kubelets) -> Arc<Server> {
+    pub fn new(registry: Arc<Registry>, kubelets: Kubelets, aggregator: Aggregator) -> Arc<Server> {
         Arc::new(Server {
             registry,
             metrics: Metrics::default(),
@@ -31,6 +33,7 @@ impl Server {
             writing: Arc::new(Semaphore::new(WRITING_MAX)),
             documents: Documents::default(),
             kubelets,
+            aggregator,
         })
     }
 }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::aggregation;
 use crate::http::Body;
 use crate::http::negotiation::{self, Encoding};
 use crate::http::respond;
@@ -21,7 +22,7 @@ use crate::server::Server;
 /// Documents made from the table, kept until it changes.
 #[derive(Default)]
 pub struct Documents {
-    aggregated: Mutex<Option<(usize, [Aggregated; 2])>>,
+    aggregated: Mutex<Option<([usize; 2], [Aggregated; 2])>>,
     pub open_api: super::openapi::OpenApi,
 }
 
@@ -124,11 +125,13 @@ pub fn root(server: &Server, call: &Call, named_groups: bool) -> Result<Response
         ])
     })?;
     let value = if named_groups {
-        let groups: Vec<Value> = ordered(&table)
+        let mut groups: Vec<Value> = ordered(&table)
             .iter()
             .filter(|(group, _)| !group.is_empty())
             .map(|(group, versions)| group_value(group, versions))
             .collect();
+        let local = |group: &str| table.groups().any(|(g, _)| g == group);
+        groups.extend(aggregation::plain_groups(&server.aggregator.known(), local));
         json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
     } else {
         let host = call
@@ -227,14 +230,15 @@ fn aggregated_version(call: &Call) -> Option<&'static str> {
 
 fn aggregated(server: &Server, call: &Call, named_groups: bool, version: &'static str) -> Response<Body> {
     let table = server.registry.table.load_full();
-    let identity = Arc::as_ptr(&table) as usize;
+    let remote = server.aggregator.known();
+    let identity = [Arc::as_ptr(&table) as usize, Arc::as_ptr(&remote) as usize];
     let document = {
         let mut kept = server.documents.aggregated.lock();
         match &*kept {
             Some((of, documents)) if *of == identity => documents[usize::from(named_groups)].clone(),
             _ => {
                 let documents = [false, true].map(|named| {
-                    let body = serde_json::to_vec(&aggregate(&table, named)).unwrap_or_default();
+                    let body = serde_json::to_vec(&aggregate(&table, &remote, named)).unwrap_or_default();
                     let etag = format!("\"{}\"", hex(&Sha256::digest(&body)).to_uppercase());
                     Aggregated { body: body.into(), etag }
                 });
@@ -285,8 +289,8 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn aggregate(table: &Table, named_groups: bool) -> Value {
-    let items: Vec<Value> = ordered(table)
+fn aggregate(table: &Table, remote: &[aggregation::Version], named_groups: bool) -> Value {
+    let mut items: Vec<Value> = ordered(table)
         .into_iter()
         .filter(|(group, _)| group.is_empty() != named_groups)
         .map(|(group, versions)| {
@@ -301,6 +305,10 @@ fn aggregate(table: &Table, named_groups: bool) -> Value {
             json!({"metadata": metadata, "versions": versions})
         })
         .collect();
+    if named_groups {
+        let local = |group: &str| table.groups().any(|(g, _)| g == group);
+        items.extend(aggregation::discovery_groups(remote, local));
+    }
     json!({
         "kind": "APIGroupDiscoveryList",
         "apiVersion": "apidiscovery.k8s.io/v2",

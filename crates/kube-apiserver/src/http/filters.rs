@@ -151,6 +151,11 @@ async fn answer(server: &Arc<Server>, call: &mut Call, caller: Caller) -> Result
 }
 
 async fn dispatch(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>, Status> {
+    if call.uri.path().starts_with("/apis/")
+        && let Some(answer) = Box::pin(server.aggregator.answer(server, call)).await
+    {
+        return answer;
+    }
     if call.info.is_resource {
         Box::pin(handler::serve(server, call)).await
     } else {

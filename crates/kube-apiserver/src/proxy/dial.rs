@@ -120,7 +120,7 @@ impl Dialer {
 
 /// Accepts any certificate of a holder of its key, as upstream does for kubelets without a configured authority.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+pub struct Unverified(pub Arc<CryptoProvider>);
 
 impl ServerCertVerifier for Unverified {
     fn verify_server_cert(

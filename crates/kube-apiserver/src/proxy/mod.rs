@@ -220,7 +220,7 @@ pub async fn stream(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bo
 }
 
 /// Passes a 101 on and joins the two connections; any other answer is a failure.
-async fn splice(
+pub async fn splice(
     server: &Arc<Server>,
     client: hyper::upgrade::OnUpgrade,
     mut answer: Response<Incoming>,
@@ -264,7 +264,7 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     header::UPGRADE,
 ];
 
-fn without_hops(headers: &HeaderMap) -> HeaderMap {
+pub fn without_hops(headers: &HeaderMap) -> HeaderMap {
     let mut headers = headers.clone();
     for name in &HOP_BY_HOP {
         headers.remove(name);

@@ -36,8 +36,9 @@ struct Target {
     addresses: Addresses,
 }
 
+/// Where to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Addresses {
+pub enum Addresses {
     Known(Vec<SocketAddr>),
     Lookup(String, u16),
 }
@@ -131,7 +132,7 @@ fn target(objects: &dyn Objects, config: &Value, timeout: Duration) -> Result<Ta
 }
 
 /// Ready endpoints behind a port of a service. This server need not run where cluster IPs work.
-fn service_addresses(
+pub fn service_addresses(
     objects: &dyn Objects,
     namespace: &str,
     name: &str,
@@ -173,8 +174,9 @@ fn service_addresses(
     Ok(Addresses::Known(found))
 }
 
-async fn connect(target: &Target) -> Result<TcpStream, String> {
-    let addresses: Vec<SocketAddr> = match &target.addresses {
+/// Connects to the first address that answers.
+pub async fn connect(addresses: &Addresses) -> Result<TcpStream, String> {
+    let addresses: Vec<SocketAddr> = match addresses {
         Addresses::Known(addresses) => addresses.clone(),
         Addresses::Lookup(host, port) => tokio::net::lookup_host((host.as_str(), *port))
             .await
@@ -192,7 +194,7 @@ async fn connect(target: &Target) -> Result<TcpStream, String> {
 }
 
 async fn exchange(target: &Target, tls: Arc<ClientConfig>, body: Vec<u8>) -> Result<Value, String> {
-    let stream = connect(target).await?;
+    let stream = connect(&target.addresses).await?;
     let _ = stream.set_nodelay(true);
     let name = ServerName::try_from(target.server_name.clone()).map_err(|e| e.to_string())?;
     let stream = TlsConnector::from(tls).connect(name, stream).await.map_err(|e| format!("tls: {e}"))?;

@@ -1,6 +1,6 @@
 //! Admission webhooks: configured servers that are asked about writes, and may change them.
 
-mod client;
+pub mod client;
 pub mod conversion;
 
 use std::collections::HashSet;
