@@ -224,7 +224,9 @@ impl Worker {
                             error,
                             "no sandbox"
                         );
-                        let delay = 500i64 << self.failures.min(6);
+                        // What volumes need is often only a moment late: an object just written, a permission just given.
+                        let first = if error.starts_with("MountVolume") { 50i64 } else { 500 };
+                        let delay = (first << self.failures.min(10)).min(30_000);
                         self.failures += 1;
                         self.not_before
                             .insert(String::new(), Timestamp::now() + SignedDuration::from_millis(delay));
