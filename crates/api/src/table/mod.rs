@@ -8,10 +8,13 @@ use serde_json::Value;
 
 use crate::value::Read;
 
+mod core;
 pub mod custom;
 mod json_path;
+mod others;
 mod pods;
 mod rows;
+mod workloads;
 
 /// One column. `kind` is an OpenAPI type, `format` may be empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 pub mod container;
 pub mod defaults;
 pub mod scheduling;
+pub mod update;
 pub mod validation;
 pub mod volume;
 
