@@ -21,10 +21,12 @@ mod replicaset;
 mod resourcequota;
 mod root_ca;
 mod serviceaccount;
+mod servicecidrs;
 mod statefulset;
 mod support;
 mod tainteviction;
 mod ttlafterfinished;
+mod volumebinder;
 mod volumeprotection;
 
 pub use config::{Config, Credentials, Flags};

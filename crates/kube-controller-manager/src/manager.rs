@@ -53,6 +53,9 @@ const CONTROLLERS: &[(&str, Start)] = controllers! {
     "persistentvolumeclaim-protection-controller" => crate::volumeprotection::run_claims,
     "persistentvolume-protection-controller" => crate::volumeprotection::run_volumes,
     "endpointslice-mirroring-controller" => crate::endpointslicemirroring::run,
+    "service-cidr-controller" => crate::servicecidrs::run,
+    "persistentvolume-binder-controller" => crate::volumebinder::run,
+    "ephemeral-volume-controller" => crate::volumebinder::run_ephemeral,
     "endpoints-controller" => crate::endpoints::run,
     "endpointslice-controller" => crate::endpointslice::run,
 };
@@ -108,6 +111,7 @@ fn service_account(controller: &'static str) -> &'static str {
         "persistentvolume-binder-controller" => "persistent-volume-binder",
         "persistentvolumeclaim-protection-controller" => "pvc-protection-controller",
         "persistentvolume-protection-controller" => "pv-protection-controller",
+        "service-cidr-controller" => "service-cidrs-controller",
         "persistentvolume-attach-detach-controller" => "attachdetach-controller",
         "persistentvolume-expander-controller" => "expand-controller",
         "certificatesigningrequest-signing-controller"

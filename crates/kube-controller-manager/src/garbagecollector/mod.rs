@@ -167,23 +167,26 @@ impl Collector {
                 if new.attributes.deleting || old.attributes.owners != new.attributes.owners {
                     self.queue.add(item(resource, new));
                 }
+                self.wake_owners(old);
             }
             Delta::Deleted(_) => {
                 self.note_absent(object.uid());
                 for (dependent, resource) in self.dependents(object.uid()) {
                     self.queue.add(item(&resource, &dependent));
                 }
-                // Owners that wait for their dependents may go on.
-                for owner in &object.attributes.owners {
-                    let group = group_of(&owner.api_version);
-                    if let Some(watched) = self.by_kind(group, &owner.kind)
-                        && let Some(owner) = watched
-                            .informer
-                            .get(if watched.found.namespaced { object.namespace() } else { "" }, &owner.name)
-                        && owner.attributes.deleting
-                    {
-                        self.queue.add(item(&watched.found.resource, &owner));
-                    }
+                self.wake_owners(object);
+            }
+        }
+    }
+
+    /// Owners that wait for their dependents may go on once one is gone or no longer blocks them.
+    fn wake_owners(&self, object: &Encoded) {
+        for owner in &object.attributes.owners {
+            if let Some(watched) = self.by_kind(group_of(&owner.api_version), &owner.kind) {
+                let namespace = if watched.found.namespaced { object.namespace() } else { "" };
+                let owner = watched.informer.get(namespace, &owner.name);
+                if let Some(owner) = owner.filter(|o| o.attributes.deleting) {
+                    self.queue.add(item(&watched.found.resource, &owner));
                 }
             }
         }
@@ -275,6 +278,10 @@ impl Collector {
             owners: &owners,
             states: &states,
             has_dependents: !dependents.is_empty(),
+            // Two that wait for each other would wait for ever.
+            circle: dependents
+                .iter()
+                .any(|(d, _)| d.attributes.deleting && finalizers(d).iter().any(|f| f == FOREGROUND)),
         };
         match plan(&observed) {
             Action::Keep => {}
@@ -282,6 +289,25 @@ impl Collector {
                 let patch = json!({"metadata": {"uid": item.uid, "resourceVersion": live.resource_version,
                     "ownerReferences": rest}});
                 dynamic::merge(&kube, &item.resource, &item.namespace, &item.name, patch).await?;
+            }
+            Action::UnblockAndDelete => {
+                let owners: Vec<OwnerReference> = owners
+                    .iter()
+                    .map(|o| OwnerReference { block_owner_deletion: Some(false), ..o.clone() })
+                    .collect();
+                let patch = json!({"metadata": {"uid": item.uid, "resourceVersion": live.resource_version,
+                    "ownerReferences": owners}});
+                dynamic::merge(&kube, &item.resource, &item.namespace, &item.name, patch).await?;
+                let preconditions = json!({"uid": item.uid});
+                dynamic::delete(
+                    &kube,
+                    &item.resource,
+                    &item.namespace,
+                    &item.name,
+                    preconditions,
+                    "Foreground",
+                )
+                .await?;
             }
             Action::Delete(propagation) => {
                 tracing::debug!(?item, propagation, "deleting");

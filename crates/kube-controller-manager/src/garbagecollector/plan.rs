@@ -19,6 +19,8 @@ pub(super) struct Observed<'a> {
     /// One per owner.
     pub(super) states: &'a [OwnerState],
     pub(super) has_dependents: bool,
+    /// Whether a dependent waits for its own dependents, of which this object may be one.
+    pub(super) circle: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -26,6 +28,8 @@ pub(super) enum Action {
     Keep,
     /// Keep, with only these owners.
     DropOwners(Vec<OwnerReference>),
+    /// Stop holding the owners up, then delete in the foreground.
+    UnblockAndDelete,
     /// Delete with this propagation policy.
     Delete(&'static str),
 }
@@ -46,7 +50,7 @@ pub(super) fn plan(o: &Observed<'_>) -> Action {
     }
     if is(OwnerState::WaitsForDependents) && o.has_dependents {
         // The owner waits for us, so we wait for ours.
-        return Action::Delete("Foreground");
+        return if o.circle { Action::UnblockAndDelete } else { Action::Delete("Foreground") };
     }
     // An earlier request to orphan or to wait still holds.
     let has = |finalizer: &str| o.finalizers.iter().any(|f| f == finalizer);
@@ -64,6 +68,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn circles_are_broken() {
+        let observed = Observed {
+            finalizers: &[],
+            owners: &[OwnerReference::default()],
+            states: &[OwnerState::WaitsForDependents],
+            has_dependents: true,
+            circle: true,
+        };
+        assert_eq!(plan(&observed), Action::UnblockAndDelete);
+    }
+
+    #[test]
     fn what_becomes_of_dependents() {
         use OwnerState::*;
         for (states, finalizers, has_dependents, want) in [
@@ -79,12 +95,18 @@ mod tests {
         ] {
             let owners = vec![OwnerReference::default(); states.len()];
             let finalizers: Vec<String> = finalizers.iter().map(|f: &&str| f.to_string()).collect();
-            let got =
-                match plan(&Observed { finalizers: &finalizers, owners: &owners, states, has_dependents }) {
-                    Action::Keep => "keep".to_owned(),
-                    Action::DropOwners(rest) => format!("drop {}", rest.len()),
-                    Action::Delete(policy) => policy.to_owned(),
-                };
+            let got = match plan(&Observed {
+                finalizers: &finalizers,
+                owners: &owners,
+                states,
+                has_dependents,
+                circle: false,
+            }) {
+                Action::Keep => "keep".to_owned(),
+                Action::DropOwners(rest) => format!("drop {}", rest.len()),
+                Action::UnblockAndDelete => "unblock".to_owned(),
+                Action::Delete(policy) => policy.to_owned(),
+            };
             assert_eq!(got, want, "{states:?} {finalizers:?}");
         }
     }
