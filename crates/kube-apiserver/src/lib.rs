@@ -209,7 +209,9 @@ impl Prepared {
                 };
                 let access = Arc::new(Access(registry.clone()));
                 let clock = registry.clock.clone();
-                let aggregating = server.aggregator.keep(access.clone(), access, clock, ending.clone());
+                let local = registry.table.load().group_versions();
+                let aggregating =
+                    server.aggregator.keep(access.clone(), access, clock, local, ending.clone());
                 let definitions = custom::controller::Controller::new(registry).run(ending.clone());
                 tokio::join!(bootstrap.run(ending.clone()), definitions, watching, aggregating);
             })

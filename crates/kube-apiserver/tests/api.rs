@@ -7,7 +7,9 @@ use std::time::Duration;
 use etcd::{Directory, Engine, Options};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ServiceAccount};
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchEvent, WatchParams};
+use kube::api::{
+    Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchEvent, WatchParams,
+};
 use kube::core::{DynamicObject, GroupVersionKind};
 use kube::discovery::ApiResource;
 use kube_apiserver::{Handle, SourceEvent, Wanted};
@@ -26,7 +28,8 @@ async fn cluster() -> Cluster {
     let disk = Arc::new(Directory::open(data.path()).unwrap());
     let engine = Engine::open(disk, Options { sync: false, ..Options::default() }).unwrap();
     let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
     let mut config = kube_apiserver::Config::new(
         Arc::new(engine),
         certificate.pem().into_bytes(),
@@ -86,7 +89,9 @@ async fn objects_live_and_die() {
     assert_eq!(code(maps.get("b").await.unwrap_err()), (404, "NotFound".into()));
 
     // A finalizer holds an object until it is taken off.
-    maps.patch("a", &patch, &Patch::Merge(json!({"metadata": {"finalizers": ["example.com/hold"]}}))).await.unwrap();
+    maps.patch("a", &patch, &Patch::Merge(json!({"metadata": {"finalizers": ["example.com/hold"]}})))
+        .await
+        .unwrap();
     let held = maps.delete("a", &delete).await.unwrap().left().expect("the object, which is still there");
     assert!(held.metadata.deletion_timestamp.is_some());
     maps.patch("a", &patch, &Patch::Merge(json!({"metadata": {"finalizers": null}}))).await.unwrap();
@@ -104,7 +109,9 @@ async fn lists_come_in_pages_and_selections() {
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");
     for i in 0..25 {
         let labels = json!({"parity": if i % 2 == 0 { "even" } else { "odd" }});
-        maps.create(&PostParams::default(), &config_map(&format!("m{i:02}"), labels, json!({}))).await.unwrap();
+        maps.create(&PostParams::default(), &config_map(&format!("m{i:02}"), labels, json!({})))
+            .await
+            .unwrap();
     }
     let mut names = Vec::new();
     let mut params = ListParams::default().limit(10);
@@ -124,7 +131,10 @@ async fn lists_come_in_pages_and_selections() {
     assert_eq!(names.len(), 25);
     assert!(versions.windows(2).all(|w| w[0] == w[1]));
     assert_eq!(maps.list(&ListParams::default().labels("parity=even")).await.unwrap().items.len(), 13);
-    assert_eq!(maps.list(&ListParams::default().labels("parity notin (even)")).await.unwrap().items.len(), 15);
+    assert_eq!(
+        maps.list(&ListParams::default().labels("parity notin (even)")).await.unwrap().items.len(),
+        15
+    );
     assert_eq!(maps.list(&ListParams::default().fields("metadata.name=m03")).await.unwrap().items.len(), 1);
     let bad = maps.list(&ListParams::default().fields("data.x=1")).await.unwrap_err();
     assert_eq!(code(bad), (400, "BadRequest".into()));
@@ -147,7 +157,8 @@ async fn watches_see_selections_change() {
     let left = patch(json!({"metadata": {"labels": {"in": "no"}}})).await;
     let mut seen = Vec::new();
     while seen.len() < 3 {
-        let event = tokio::time::timeout(Duration::from_secs(10), watch.next()).await.unwrap().unwrap().unwrap();
+        let event =
+            tokio::time::timeout(Duration::from_secs(10), watch.next()).await.unwrap().unwrap().unwrap();
         match event {
             WatchEvent::Added(_) => seen.push("added".to_owned()),
             WatchEvent::Modified(_) => seen.push("modified".to_owned()),
@@ -165,7 +176,11 @@ async fn watches_see_selections_change() {
 async fn appliers_share_an_object() {
     let cluster = cluster().await;
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");
-    let config = |data: Value| Patch::Apply(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data}));
+    let config = |data: Value| {
+        Patch::Apply(
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data}),
+        )
+    };
     let (one, two) = (PatchParams::apply("one"), PatchParams::apply("two"));
     maps.patch("a", &one, &config(json!({"x": "1"}))).await.unwrap();
     let both = maps.patch("a", &two, &config(json!({"y": "2"}))).await.unwrap();
@@ -180,7 +195,9 @@ async fn appliers_share_an_object() {
 async fn pods_are_bound_once_and_graceful() {
     let cluster = cluster().await;
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), "default");
-    let pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}));
+    let pod = serde_json::from_value(
+        json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}),
+    );
     let made = pods.create(&PostParams::default(), &pod.unwrap()).await.unwrap();
     assert_eq!(made.status.unwrap().phase.unwrap(), "Pending");
     let bind = |node: &str| {
@@ -217,9 +234,13 @@ async fn definitions_bring_resources() {
         "subresources": {"status": {}}, "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {
         "type": "object", "properties": {"size": {"type": "integer", "minimum": 1, "default": 2}}}}}}}]}});
     definitions.create(&PostParams::default(), &serde_json::from_value(definition).unwrap()).await.unwrap();
-    let foos: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), "default", &kind("example.com", "v1", "Foo", "foos"));
+    let foos: Api<DynamicObject> =
+        Api::namespaced_with(cluster.client.clone(), "default", &kind("example.com", "v1", "Foo", "foos"));
     let foo = |spec: Value| -> DynamicObject {
-        serde_json::from_value(json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "f"}, "spec": spec})).unwrap()
+        serde_json::from_value(
+            json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "f"}, "spec": spec}),
+        )
+        .unwrap()
     };
     let mut established = definitions.watch(&WatchParams::default().timeout(20), "0").await.unwrap().boxed();
     while let Some(Ok(WatchEvent::Added(d) | WatchEvent::Modified(d))) = established.next().await {

@@ -67,8 +67,13 @@ impl Aggregator {
     ) -> Option<Result<Response<Body>, Status>> {
         let (group, version) = {
             let mut parts = call.uri.path().split('/').filter(|p| !p.is_empty());
+            let open_api = call.uri.path().starts_with("/openapi/v3/");
+            let mut parts = parts.by_ref().skip(if open_api { 2 } else { 0 });
             let (Some("apis"), Some(group)) = (parts.next(), parts.next()) else { return None };
             let version = parts.next();
+            if open_api && version.is_none() {
+                return None;
+            }
             let table = server.registry.table.load();
             let local = match version {
                 Some(version) => table.version(group, version).is_some(),
@@ -127,14 +132,17 @@ impl Aggregator {
         Ok(response)
     }
 
-    /// Looks at the extension servers whenever something changes, until the server ends.
+    /// Looks at the extension servers whenever something changes, until the server ends. `local` are the group versions
+    /// of this server.
     pub async fn keep(
         &self,
         objects: Arc<dyn Objects>,
         writer: Arc<dyn Writer>,
         clock: Clock,
+        local: Vec<(String, String)>,
         ending: CancellationToken,
     ) {
+        register_local(&*objects, &*writer, local).await;
         let mut services = objects.changes(GROUP, "apiservices");
         let mut slices = objects.changes("discovery.k8s.io", "endpointslices");
         loop {
@@ -239,6 +247,35 @@ impl Aggregator {
     }
 }
 
+/// Makes the APIServices of the groups this server serves itself.
+async fn register_local(objects: &dyn Objects, writer: &dyn Writer, local: Vec<(String, String)>) {
+    for (group, version) in local {
+        let name = format!("{version}.{group}");
+        if objects.get(GROUP, "apiservices", "", &name).is_some() {
+            continue;
+        }
+        let (group_priority, version_priority) = match group.as_str() {
+            "" => (18000, 1),
+            "apps" => (17800, 15),
+            _ => (16000, if version.contains("beta") || version.contains("alpha") { 9 } else { 15 }),
+        };
+        let object = json!({
+            "apiVersion": "apiregistration.k8s.io/v1",
+            "kind": "APIService",
+            "metadata": {"name": name, "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"}},
+            "spec": {
+                "group": group,
+                "version": version,
+                "groupPriorityMinimum": group_priority,
+                "versionPriority": version_priority,
+            },
+        });
+        if let Err(error) = writer.create(GROUP, "v1", "apiservices", object).await {
+            tracing::debug!(name, %error, "no APIService for a group of this server");
+        }
+    }
+}
+
 /// Tells the server behind who asks, and takes out what only concerned this one.
 fn identify(headers: &mut HeaderMap, user: &UserInfo) {
     let ours: Vec<HeaderName> = headers
@@ -328,6 +365,11 @@ fn group_value(known: &[Version], group: &str) -> Option<Value> {
     value["kind"] = json!("APIGroup");
     value["apiVersion"] = json!("v1");
     Some(value)
+}
+
+/// Group versions whose server answers.
+pub fn available(known: &[Version]) -> Vec<(String, String)> {
+    known.iter().filter(|v| v.available).map(|v| (v.group.clone(), v.version.clone())).collect()
 }
 
 /// The entries of aggregated discovery for groups that are not served here.

@@ -117,6 +117,11 @@ pub fn index(server: &Server) -> Response<Body> {
             paths.insert(path, json!({"serverRelativeURL": url}));
         }
     }
+    for (group, version) in crate::aggregation::available(&server.aggregator.known()) {
+        let path = path_of(&group, &version);
+        let url = format!("/openapi/v3/{path}");
+        paths.entry(path).or_insert_with(|| json!({"serverRelativeURL": url}));
+    }
     let paths: Map<String, Value> = paths.into_iter().collect();
     respond::value(StatusCode::OK, &json!({"paths": paths}), Default::default())
 }

@@ -151,7 +151,7 @@ async fn answer(server: &Arc<Server>, call: &mut Call, caller: Caller) -> Result
 }
 
 async fn dispatch(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>, Status> {
-    if call.uri.path().starts_with("/apis/")
+    if (call.uri.path().starts_with("/apis/") || call.uri.path().starts_with("/openapi/v3/apis/"))
         && let Some(answer) = Box::pin(server.aggregator.answer(server, call)).await
     {
         return answer;

@@ -161,6 +161,12 @@ impl Table {
         self.groups.iter().map(|(g, v)| (g.as_str(), v))
     }
 
+    pub fn group_versions(&self) -> Vec<(String, String)> {
+        let pairs =
+            self.groups().flat_map(|(g, versions)| versions.keys().map(move |v| (g.to_owned(), v.clone())));
+        pairs.collect()
+    }
+
     pub fn version(&self, group: &str, version: &str) -> Option<&BTreeMap<String, Arc<Entry>>> {
         self.groups.get(group)?.get(version)
     }
