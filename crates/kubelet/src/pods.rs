@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+use crate::pod::admission::{self, Claims, Refusal};
 use crate::pod::observed::Observed;
 use crate::pod::status::Verdict;
 
@@ -37,6 +38,8 @@ struct State {
     /// The API's counterpart of a static pod.
     mirror: Option<Arc<Encoded>>,
     ended: Vec<String>,
+    /// What the pod takes up, from its admission until it has ended.
+    claims: Option<Claims>,
 }
 
 /// What a worker works on.
@@ -64,6 +67,7 @@ impl PodHandle {
                 status: None,
                 mirror: None,
                 ended: vec![],
+                claims: None,
             }),
             wake: Notify::new(),
             stirred: AtomicBool::new(true),
@@ -113,6 +117,11 @@ impl PodHandle {
     pub fn set_mirror(&self, mirror: Option<Arc<Encoded>>) {
         self.state.lock().mirror = mirror;
         self.notify();
+    }
+
+    /// What the pod took up is free for others.
+    pub fn release_claims(&self) {
+        self.state.lock().claims = None;
     }
 
     pub fn set_gone(&self) {
@@ -173,6 +182,8 @@ pub struct Pods {
     owners: RwLock<HashMap<String, Arc<PodHandle>>>,
     /// What ended before anybody knew whose it was: containers may be quicker than their makers.
     strays: Mutex<VecDeque<String>>,
+    /// One pod after the other.
+    admission: Mutex<()>,
 }
 
 const STRAYS_MAX: usize = 512;
@@ -184,7 +195,11 @@ impl Pods {
 
     pub fn find(&self, namespace: &str, name: &str) -> Option<Arc<PodHandle>> {
         let pods = self.by_uid.read();
-        pods.values().find(|p| p.namespace == namespace && p.name == name).cloned()
+        let mut found = pods.values().filter(|p| p.namespace == namespace && p.name == name);
+        // One that is gone may still be ending while its successor runs.
+        let first = found.next()?;
+        let live = std::iter::once(first).chain(found).find(|p| !p.state.lock().gone);
+        Some(live.unwrap_or(first).clone())
     }
 
     pub fn list(&self) -> Vec<Arc<PodHandle>> {
@@ -198,6 +213,30 @@ impl Pods {
     pub fn remove(&self, uid: &str) {
         self.by_uid.write().remove(uid);
         self.owners.write().retain(|_, h| h.uid != uid);
+    }
+
+    /// Lets a pod in if it fits beside those that are in. One that ran before is in already.
+    pub fn admit(
+        &self,
+        handle: &PodHandle,
+        pod: &Pod,
+        runs: bool,
+        allocatable: &crate::quantity::Resources,
+        node_labels: Option<&std::collections::BTreeMap<String, String>>,
+    ) -> Result<(), Refusal> {
+        let _turn = self.admission.lock();
+        let wanted = admission::claims(pod);
+        if !runs {
+            let others: Vec<Claims> = self
+                .list()
+                .iter()
+                .filter(|other| other.uid != handle.uid)
+                .filter_map(|other| other.state.lock().claims.clone())
+                .collect();
+            admission::admit(pod, &wanted, &others, allocatable, node_labels)?;
+        }
+        handle.state.lock().claims = Some(wanted);
+        Ok(())
     }
 
     /// Remembers the containers and sandboxes of a pod, so that the runtime's news find it.

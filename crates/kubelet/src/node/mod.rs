@@ -104,6 +104,15 @@ async fn keep_status(kubelet: &Arc<Kubelet>) {
                 Err(error) => tracing::warn!(error, "telling the node's status"),
             }
         }
+        if !ready
+            && kubelet.config.container_runtime_endpoint.is_none()
+            && kubelet.cri.version().await.is_err()
+        {
+            // The containerd that is ours has gone: another takes over its shims.
+            if let Err(error) = kubelet.config.containerd.ensure().await {
+                tracing::warn!(error = format!("{error:#}"), "starting containerd again");
+            }
+        }
         let settled = sent.is_some() && ready;
         unready_looks = if settled { 0 } else { unready_looks + 1 };
         let pause = if settled {

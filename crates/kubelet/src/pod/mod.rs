@@ -1,5 +1,6 @@
 //! One pod: what it asks for, what there is of it, what to do, and what to tell.
 
+pub mod admission;
 pub mod container;
 pub mod env;
 pub mod lifecycle;

@@ -91,6 +91,8 @@ struct Worker {
     sent: Option<(u64, serde_json::Value)>,
     retry_at: Option<Timestamp>,
     first: bool,
+    /// The runtime has answered at least once.
+    looked: bool,
     /// Labels and annotations that volumes show.
     shown: Option<Shown>,
     /// What running containers may use, by container id.
@@ -135,6 +137,7 @@ pub async fn run(kubelet: Arc<Kubelet>, handle: Arc<PodHandle>, stop: Cancellati
         sent: None,
         retry_at: None,
         first: true,
+        looked: false,
         shown: None,
         applied: HashMap::new(),
         resize: None,
@@ -284,6 +287,7 @@ impl Worker {
                     self.retry_at = Some(Timestamp::now() + SignedDuration::from_secs(1));
                 } else {
                     self.phase = Phase::Stopped;
+                    self.handle().release_claims();
                 }
             }
             Done::Cleaned(result) => {
@@ -354,6 +358,10 @@ impl Worker {
         self.retry_at = self.retry_at.filter(|at| *at > Timestamp::now());
         wake = sooner(wake, self.retry_at);
 
+        if !self.looked {
+            // What runs already is not known; whatever is done now could be wrong.
+            return Some(wake);
+        }
         let old = self.old_status(&update);
         if self.first {
             self.adopt(&pod, &old);
@@ -397,6 +405,7 @@ impl Worker {
         let kubelet = self.scene.kubelet.clone();
         match self.observer.observe(&kubelet.cri, &self.scene.handle.uid).await {
             Ok(seen) => {
+                self.looked = true;
                 self.seen = Arc::new(seen);
                 self.handle().set_observed(self.seen.clone());
                 kubelet.pods.own(self.handle(), &self.seen);
@@ -407,18 +416,18 @@ impl Worker {
                 return Some(Timestamp::now() + SignedDuration::from_secs(1));
             }
         }
-        // The runtime tells of an end a moment before its own records show it.
+        // The runtime tells of an end a moment before its own records show it, even of one whose start they do not
+        // show yet; under load the moment may be long.
         let seen = self.seen.clone();
         self.expected.retain(|id| {
-            seen.by_id(id).is_some_and(|i| i.running())
+            seen.by_id(id).is_some_and(|i| !i.exited())
                 || seen.sandboxes.iter().any(|s| s.id == *id && s.ready)
         });
-        if self.expected.is_empty() || self.looks > 9 {
-            self.expected.clear();
+        if self.expected.is_empty() {
             self.looks = 0;
             return None;
         }
-        let pause = 4i64 << self.looks;
+        let pause = (4i64 << self.looks.min(9)).min(1000);
         self.looks += 1;
         self.stir();
         Some(Timestamp::now() + SignedDuration::from_millis(pause))
@@ -458,6 +467,9 @@ impl Worker {
         if self.phase != Phase::Running {
             return;
         }
+        if self.first && self.verdict.is_none() {
+            self.admit(pod);
+        }
         if self.first
             && self.seen.sandboxes.is_empty()
             && self.verdict.is_none()
@@ -484,6 +496,30 @@ impl Worker {
         if pod.metadata.deletion_timestamp.is_some() || update.gone || self.verdict.is_some() || ended {
             let ordered = update.verdict.as_ref().and_then(|(_, g)| *g);
             self.begin_end(ordered.unwrap_or_else(|| spec::grace_seconds(pod)));
+        }
+    }
+
+    fn admit(&mut self, pod: &Pod) {
+        let kubelet = &self.scene.kubelet;
+        let runs = self.handle().is_static
+            || !self.seen.sandboxes.is_empty()
+            || pod.metadata.deletion_timestamp.is_some();
+        let labels = kubelet
+            .node
+            .get("", &kubelet.config.node_name)
+            .map(|node| node.attributes.labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect());
+        let admitted = kubelet.pods.admit(self.handle(), pod, runs, &kubelet.allocatable(), labels.as_ref());
+        if let Err(refusal) = admitted {
+            tracing::info!(
+                pod = self.handle().name,
+                namespace = self.handle().namespace,
+                refusal.message,
+                "refused"
+            );
+            let reference = crate::events::pod_reference(pod);
+            kubelet.events.warning(&reference, &refusal.reason, refusal.message.clone());
+            self.verdict =
+                Some(Verdict { reason: refusal.reason, message: refusal.message, disruption: false });
         }
     }
 
