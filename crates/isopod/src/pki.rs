@@ -60,10 +60,6 @@ impl Pki {
         &self.ca.certificate
     }
 
-    pub fn ca(&self) -> &Pair {
-        &self.ca
-    }
-
     pub fn front_proxy_ca_certificate(&self) -> &str {
         &self.front_proxy_ca.certificate
     }

@@ -60,13 +60,20 @@ pub fn build(directory: &Path) -> Result<()> {
 
 /// Busybox with all its applets, and accounts.
 fn base(scratch: &Path, config: RunConfig) -> Result<Image> {
-    let packages = Packages::fetch(&scratch.join("busybox"), &["busybox-static"], &[])?;
+    // Not the static one: its name lookups need libraries that an image made of one file lacks.
+    let packages = Packages::fetch(&scratch.join("busybox"), &["busybox"], &[])?;
     let mut image = Image::new(RunConfig {
         env: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()],
         ..config
     });
     let busybox = packages.path("/bin/busybox");
-    image.copy(&busybox, "/bin/busybox")?;
+    packages.program(&mut image, "/bin/busybox")?;
+    for library in ["libnss_dns.so.2", "libnss_files.so.2", "libresolv.so.2"] {
+        let path = format!("/lib/{}-linux-gnu/{library}", std::env::consts::ARCH);
+        if Path::new(&path).exists() {
+            image.copy(&path, &path)?;
+        }
+    }
     let applets = std::process::Command::new(&busybox).arg("--list").output().context("list applets")?;
     for applet in String::from_utf8_lossy(&applets.stdout).lines().filter(|a| *a != "busybox") {
         image.link(Path::new("/bin").join(applet), "busybox");

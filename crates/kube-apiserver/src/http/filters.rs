@@ -136,10 +136,10 @@ async fn answer(server: &Arc<Server>, call: &mut Call, caller: Caller) -> Result
     call.headers.remove(header::AUTHORIZATION);
     let long = is_long(&call.info);
     let _slot = if long || trusted { None } else { Some(slot(server, &call.info).await?) };
-    if let Decision::Deny(reason) = policy.authorizer.authorize(&call.user, &call.info).await {
-        if !(unguarded && call.user.name == apimachinery::user::ANONYMOUS) {
-            return Err(failure::access_denied(&call.user, &call.info, &reason));
-        }
+    if let Decision::Deny(reason) = policy.authorizer.authorize(&call.user, &call.info).await
+        && !(unguarded && call.user.name == apimachinery::user::ANONYMOUS)
+    {
+        return Err(failure::access_denied(&call.user, &call.info, &reason));
     }
     if long {
         return dispatch(server, call).await;

@@ -213,7 +213,7 @@ pub async fn stream(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bo
     *request.method_mut() = call.method.clone();
     *request.uri_mut() = uri.parse().map_err(|_| Status::bad_request("the options make no valid address"))?;
     *request.headers_mut() = call.headers.clone();
-    let authority = HeaderValue::from_str(&kubelet.authority()).map_err(|e| Status::internal(e))?;
+    let authority = HeaderValue::from_str(&kubelet.authority()).map_err(Status::internal)?;
     request.headers_mut().insert(header::HOST, authority);
     let answer = server.kubelets.dialer.send(&kubelet, true, request).await?;
     splice(server, client, answer).await
@@ -292,7 +292,7 @@ pub async fn forward(server: &Arc<Server>, call: &mut Call) -> Result<Response<B
         let query = call.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
         let mut response = Response::new(Body::Empty);
         *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
-        let location = HeaderValue::from_str(&format!("{path}/{query}")).map_err(|e| Status::internal(e))?;
+        let location = HeaderValue::from_str(&format!("{path}/{query}")).map_err(Status::internal)?;
         response.headers_mut().insert(header::LOCATION, location);
         return Ok(response);
     }
@@ -305,8 +305,7 @@ pub async fn forward(server: &Arc<Server>, call: &mut Call) -> Result<Response<B
     *request.headers_mut() = if upgrading { call.headers.clone() } else { without_hops(&call.headers) };
     let headers = request.headers_mut();
     let host = headers.get(header::HOST).cloned();
-    headers
-        .insert(header::HOST, HeaderValue::from_str(&target.authority()).map_err(|e| Status::internal(e))?);
+    headers.insert(header::HOST, HeaderValue::from_str(&target.authority()).map_err(Status::internal)?);
     headers.insert(HeaderName::from_static("x-forwarded-proto"), HeaderValue::from_static("https"));
     if let Some(host) = host {
         headers.insert(HeaderName::from_static("x-forwarded-host"), host);

@@ -61,10 +61,10 @@ impl Show<'_> {
         } else {
             object.to_value().map_err(Status::internal)?
         };
-        self.from_storage(value)
+        self.converted(value)
     }
 
-    fn from_storage(&self, mut value: Value) -> Result<Value, Status> {
+    fn converted(&self, mut value: Value) -> Result<Value, Status> {
         from_storage(self.entry, &mut value)?;
         Ok(value)
     }

@@ -59,7 +59,7 @@ pub(crate) async fn run(ctx: Context) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ended<'a>(status: Option<&'a JobStatus>) -> Option<&'a str> {
+fn ended(status: Option<&JobStatus>) -> Option<&str> {
     let conditions = status?.conditions.as_ref()?;
     let done =
         conditions.iter().find(|c| matches!(c.type_.as_str(), "Complete" | "Failed") && c.status == "True");
