@@ -3,6 +3,9 @@
 //! A line starts an object (`clusterrole NAME label:K=V aggregate:K=V`, `role NS/NAME`, `clusterrolebinding NAME
 //! clusterrole:ROLE SUBJECT…`, `rolebinding NS/NAME …`); indented lines below a role are its rules:
 //! `verbs | groups | resources [| names]` or `verbs | /path …`.
+//!
+//! One departure from upstream: roles of controllers (`system:controller:*`) that may update may also patch, because
+//! Isopod's controllers send what changes instead of whole objects.
 
 use serde_json::{Map, Value, json};
 
