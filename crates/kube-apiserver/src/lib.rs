@@ -219,6 +219,10 @@ impl Prepared {
         shutdown.cancelled().await;
         ending.cancel();
         let (a, b, c) = tokio::join!(accepting, starting, caches);
+        server.kubelets.tasks.close();
+        if tokio::time::timeout(grace, server.kubelets.tasks.wait()).await.is_err() {
+            tracing::info!("streams to kubelets are still open");
+        }
         a.and(b).and(c).context("a task of the API server crashed")?;
         Ok(())
     }

@@ -42,6 +42,7 @@ pub async fn serve(
 ) {
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
     let tasks = TaskTracker::new();
+    let cut = CancellationToken::new();
     let slots = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { break };
@@ -57,9 +58,12 @@ pub async fn serve(
                 }
             },
         };
-        let (acceptor, server, shutdown) = (acceptor.clone(), server.clone(), shutdown.clone());
+        let (acceptor, server, shutdown, cut) = (acceptor.clone(), server.clone(), shutdown.clone(), cut.clone());
         tasks.spawn(async move {
-            connection(stream, acceptor, server, shutdown).await;
+            tokio::select! {
+                () = cut.cancelled() => {}
+                () = connection(stream, acceptor, server, shutdown) => {}
+            }
             drop(slot);
         });
     }
@@ -67,6 +71,8 @@ pub async fn serve(
     tasks.close();
     if tokio::time::timeout(grace, tasks.wait()).await.is_err() {
         tracing::info!(connections = tasks.len(), "ending the remaining connections");
+        cut.cancel();
+        tasks.wait().await;
     }
 }
 
