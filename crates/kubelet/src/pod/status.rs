@@ -48,11 +48,16 @@ pub struct Inputs<'a> {
 pub fn generate(i: &Inputs<'_>) -> PodStatus {
     let pod = i.pod;
     let has_init = !spec::init_containers(pod).is_empty();
-    let init = container_statuses(i, Kind::Init, spec::init_containers(pod), has_init);
-    let main = container_statuses(i, Kind::Main, &spec::spec(pod).containers, has_init);
+    let mut init = container_statuses(i, Kind::Init, spec::init_containers(pod), has_init);
+    let mut main = container_statuses(i, Kind::Main, &spec::spec(pod).containers, has_init);
     let ephemeral: Vec<Container> = spec::ephemeral_containers(pod).iter().map(spec::as_container).collect();
     let ephemeral = container_statuses(i, Kind::Ephemeral, &ephemeral, false);
 
+    if i.verdict.is_some() && i.seen.instances.is_empty() && i.old.container_statuses.is_none() {
+        // A pod that was refused has no containers to tell of.
+        init.clear();
+        main.clear();
+    }
     let running = |s: &ContainerStatus| s.state.as_ref().is_some_and(|s| s.running.is_some());
     let any_running = init.iter().chain(&main).any(running);
     let old_phase = i.old.phase.as_deref().unwrap_or("Pending");
