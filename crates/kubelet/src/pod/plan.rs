@@ -192,7 +192,9 @@ impl Context<'_> {
         if self.know.busy.contains(name) {
             return;
         }
-        if last.exited() {
+        // Another image is another container, which has not failed yet.
+        let same = last.hash.is_empty() || last.hash == spec::container_hash(container);
+        if last.exited() && same {
             let ended = timestamp(last.finished_at);
             let known = self.know.crash_loops.get(name);
             if let Some(backoff) = known {

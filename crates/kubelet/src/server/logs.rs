@@ -22,6 +22,8 @@ pub struct Options {
     pub since: Option<Timestamp>,
     pub timestamps: bool,
     pub limit: Option<u64>,
+    /// How long to wait for the first words of a container that has just started.
+    pub patience: Duration,
     /// Only this stream.
     pub stream: Option<&'static str>,
 }
@@ -170,6 +172,10 @@ async fn read(
     // Watch first: what is written between reading and watching must not be missed.
     let watcher = if options.follow { watch(path)? } else { None };
     let mut file = File::open(path).await?;
+    if !options.patience.is_zero() && file.metadata().await?.len() == 0 {
+        // The runtime writes down what a container says a moment after it was said.
+        first_words(path, &file, options.patience).await?;
+    }
     if let Some(lines) = options.tail {
         let start = tail_start(&mut file, lines).await?;
         file.seek(SeekFrom::Start(start)).await?;
@@ -208,6 +214,15 @@ async fn read(
             None => pause.await,
         }
     }
+}
+
+async fn first_words(path: &Path, file: &File, patience: Duration) -> std::io::Result<()> {
+    let watcher = Watcher::new()?;
+    watcher.add(path, AddWatchFlags::IN_MODIFY)?;
+    if file.metadata().await?.len() == 0 {
+        let _ = tokio::time::timeout(patience, watcher.changed()).await;
+    }
+    Ok(())
 }
 
 fn watch(path: &Path) -> std::io::Result<Option<Watcher>> {

@@ -310,6 +310,7 @@ fn container_logs(
         since,
         timestamps: flag(query, &["timestamps"]) && get(query, "timestamps").is_some(),
         limit: number(query, "limitBytes")?,
+        patience: patience(instance),
         stream: match get(query, "stream") {
             Some("Stdout") => Some("stdout"),
             Some("Stderr") => Some("stderr"),
@@ -331,6 +332,14 @@ fn container_logs(
     let mut response = Response::new(BodyExt::boxed(StreamBody::new(frames)));
     response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain"));
     Ok(response)
+}
+
+/// Those who ask at once want to know what a container says first.
+fn patience(instance: &crate::pod::observed::Instance) -> Duration {
+    const FIRST_WORDS: SignedDuration = SignedDuration::from_millis(500);
+    let left =
+        FIRST_WORDS - Timestamp::now().duration_since(crate::pod::plan::timestamp(instance.started_at));
+    Duration::try_from(left.min(FIRST_WORDS)).unwrap_or_default()
 }
 
 /// Why a container does not run, as its status says.
