@@ -29,7 +29,9 @@ impl Local {
 
     /// A client that acts as `user`.
     pub fn client(&self, user: UserInfo, user_agent: &str) -> Client {
-        let service = InProcess { handle: self.handle.clone(), user };
+        let agent = format!("{user_agent}/{}", env!("CARGO_PKG_VERSION"));
+        let agent = http::HeaderValue::from_str(&agent).unwrap_or(http::HeaderValue::from_static("isopod"));
+        let service = InProcess { handle: self.handle.clone(), user, agent };
         let kube = kube::Client::new(service, "default");
         Client::new(kube, self.source.clone(), self.informers.clone(), user_agent)
     }
@@ -38,6 +40,8 @@ impl Local {
 struct InProcess {
     handle: Handle,
     user: UserInfo,
+    /// Names the field manager of what the component writes.
+    agent: http::HeaderValue,
 }
 
 impl tower_service::Service<http::Request<kube::client::Body>> for InProcess {
@@ -51,7 +55,8 @@ impl tower_service::Service<http::Request<kube::client::Body>> for InProcess {
 
     fn call(&mut self, request: http::Request<kube::client::Body>) -> Self::Future {
         let (handle, user) = (self.handle.clone(), self.user.clone());
-        let request = request.map(Body::wrap);
+        let mut request = request.map(Body::wrap);
+        request.headers_mut().entry(http::header::USER_AGENT).or_insert_with(|| self.agent.clone());
         Box::pin(async move { Ok(handle.call(request, user).await) })
     }
 }
