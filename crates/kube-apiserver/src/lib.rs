@@ -212,8 +212,9 @@ impl Prepared {
                 let local = registry.table.load().group_versions();
                 let aggregating =
                     server.aggregator.keep(access.clone(), access, clock, local, ending.clone());
+                let compacting = registry::compaction::run(registry.clone(), ending.clone());
                 let definitions = custom::controller::Controller::new(registry).run(ending.clone());
-                tokio::join!(bootstrap.run(ending.clone()), definitions, watching, aggregating);
+                tokio::join!(bootstrap.run(ending.clone()), definitions, watching, aggregating, compacting);
             })
         };
         shutdown.cancelled().await;

@@ -2,6 +2,7 @@
 //! in its strategy (crate `api`) or, for subresources with a life of their own, in [`subresource`].
 
 pub mod access;
+pub mod compaction;
 pub mod delete;
 pub mod entry;
 pub mod handler;
