@@ -399,7 +399,9 @@ impl Worker {
 
     /// Asks the runtime, if there may be news.
     async fn look(&mut self) -> Option<Timestamp> {
-        if !self.handle().stirred.swap(false, Ordering::AcqRel) {
+        let stirred = self.handle().stirred.swap(false, Ordering::AcqRel);
+        // News may have come between taking them and this.
+        if !stirred && self.expected.is_empty() {
             return None;
         }
         let kubelet = self.scene.kubelet.clone();
