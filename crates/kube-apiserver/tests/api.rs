@@ -141,6 +141,40 @@ async fn lists_come_in_pages_and_selections() {
 }
 
 #[tokio::test]
+async fn lists_go_on_after_compaction() {
+    let cluster = cluster().await;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");
+    let make = |name: &str| config_map(name, json!({}), json!({}));
+    for name in ["a", "b", "c", "d"] {
+        maps.create(&PostParams::default(), &make(name)).await.unwrap();
+    }
+    let page = maps.list(&ListParams::default().limit(2)).await.unwrap();
+    let token = page.metadata.continue_.unwrap();
+    maps.create(&PostParams::default(), &make("e")).await.unwrap();
+    let store = &cluster.handle.registry().store;
+    store.compact(store.revision().await.unwrap()).await.unwrap();
+    let path = |token: &str| format!("/api/v1/namespaces/default/configmaps?limit=2&continue={token}");
+    let get = |path: String| {
+        let request = http::Request::get(path).body(Vec::new()).unwrap();
+        let client = cluster.client.clone();
+        async move { client.send(request.map(kube::client::Body::from)).await.unwrap() }
+    };
+    let answer = get(path(&token)).await;
+    assert_eq!(answer.status(), 410);
+    let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+    let status: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(status["reason"], "Expired");
+    let next = status["metadata"]["continue"].as_str().unwrap();
+    let answer = get(path(next)).await;
+    let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+    let list: Value = serde_json::from_slice(&body).unwrap();
+    let names: Vec<&str> =
+        list["items"].as_array().unwrap().iter().map(|m| m["metadata"]["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["c", "d"]);
+    assert!(list["metadata"]["continue"].is_string());
+}
+
+#[tokio::test]
 async fn watches_see_selections_change() {
     let cluster = cluster().await;
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");
