@@ -58,7 +58,8 @@ pub async fn serve(
                 }
             },
         };
-        let (acceptor, server, shutdown, cut) = (acceptor.clone(), server.clone(), shutdown.clone(), cut.clone());
+        let (acceptor, server, shutdown, cut) =
+            (acceptor.clone(), server.clone(), shutdown.clone(), cut.clone());
         tasks.spawn(async move {
             tokio::select! {
                 () = cut.cancelled() => {}
