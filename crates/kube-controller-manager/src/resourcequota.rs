@@ -11,7 +11,7 @@ use apimachinery::quota_usage::{count_name, scopes_match, tracks, usage};
 use client::{Delta, Informer, Resource, Selection, WorkQueue, run_workers};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceQuota;
-use kube::api::{Patch, PatchParams};
+use kube::api::PostParams;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
@@ -89,22 +89,11 @@ impl Controller {
         let same = amounts(&quota["status"]["hard"]) == hard
             && amounts(&quota["status"]["used"]) == amounts(&Value::Object(used.clone()));
         if !same {
-            // Names that are no longer limited must go, so the old ones are set to null.
-            let replacing = |old: &Value, mut new: serde_json::Map<String, Value>| {
-                for name in old.as_object().into_iter().flatten().map(|(name, _)| name) {
-                    new.entry(name.clone()).or_insert(Value::Null);
-                }
-                new
-            };
-            let hard = quota["spec"]["hard"].as_object().cloned().unwrap_or_default();
-            let hard = replacing(&quota["status"]["hard"], hard);
-            let used = replacing(&quota["status"]["used"], used);
-            let patch = json!({"metadata": {"resourceVersion": object.resource_version.to_string()}, "status": {
-                "hard": hard, "used": used}});
+            let mut wanted: ResourceQuota = object.decode()?;
+            let status = json!({"hard": quota["spec"]["hard"], "used": used});
+            wanted.status = serde_json::from_value(status)?;
             let api = self.ctx.client.namespaced::<ResourceQuota>(object.namespace());
-            api.patch_status(object.name(), &PatchParams::default(), &Patch::Merge(patch))
-                .await
-                .ignore_not_found()?;
+            api.replace_status(object.name(), &PostParams::default(), &wanted).await.ignore_not_found()?;
         }
         Ok(Some(RECOUNT))
     }

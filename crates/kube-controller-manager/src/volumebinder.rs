@@ -9,7 +9,8 @@ use client::{Delta, EventRecorder, Informer, WorkQueue, reference, run_workers};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::Api;
+use kube::api::PostParams;
 use serde_json::{Value, json};
 
 use crate::Context;
@@ -143,6 +144,48 @@ fn find<'a>(claim: &PersistentVolumeClaim, volumes: &'a [PersistentVolume]) -> O
     })
 }
 
+/// Merges `changes` into the live object and updates it: the controller's role allows updates, not patches. An object
+/// that is gone, or another of the same name by now, is left alone.
+async fn change<K>(api: &Api<K>, name: &str, changes: Value, status: bool) -> kube::Result<()>
+where
+    K: kube::Resource<DynamicType = ()>
+        + serde::de::DeserializeOwned
+        + serde::Serialize
+        + Clone
+        + std::fmt::Debug,
+{
+    let Some(live) = api.get_opt(name).await? else { return Ok(()) };
+    let uid = changes["metadata"]["uid"].as_str();
+    if uid.is_some_and(|uid| live.meta().uid.as_deref() != Some(uid)) {
+        return Ok(());
+    }
+    let mut wanted = serde_json::to_value(&live).map_err(kube::Error::SerdeError)?;
+    merge(&mut wanted, &changes);
+    let wanted: K = serde_json::from_value(wanted).map_err(kube::Error::SerdeError)?;
+    let result = match status {
+        true => api.replace_status(name, &PostParams::default(), &wanted).await,
+        false => api.replace(name, &PostParams::default(), &wanted).await,
+    };
+    result.ignore_not_found()?;
+    Ok(())
+}
+
+fn merge(value: &mut Value, changes: &Value) {
+    match (value, changes) {
+        (Value::Object(map), Value::Object(changes)) => {
+            for (key, change) in changes {
+                match change {
+                    Value::Null => {
+                        map.remove(key);
+                    }
+                    _ => merge(map.entry(key.clone()).or_insert_with(|| json!({})), change),
+                }
+            }
+        }
+        (value, changes) => *value = changes.clone(),
+    }
+}
+
 impl Controller {
     async fn sync_claim(&self, key: &str) -> anyhow::Result<Option<Duration>> {
         let Some(claim) = self.claims.get_key_typed(key) else { return Ok(None) };
@@ -261,8 +304,7 @@ impl Controller {
             .client
             .namespaced::<PersistentVolumeClaim>(meta.namespace.as_deref().unwrap_or_default());
         let name = meta.name.as_deref().unwrap_or_default();
-        api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.ignore_not_found()?;
-        Ok(())
+        change(&api, name, patch, false).await
     }
 
     async fn set_claim_status(&self, claim: &PersistentVolumeClaim, status: Value) -> kube::Result<()> {
@@ -273,8 +315,7 @@ impl Controller {
             .client
             .namespaced::<PersistentVolumeClaim>(meta.namespace.as_deref().unwrap_or_default());
         let name = meta.name.as_deref().unwrap_or_default();
-        api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.ignore_not_found()?;
-        Ok(())
+        change(&api, name, patch, true).await
     }
 
     async fn set_volume_phase(
@@ -295,8 +336,7 @@ impl Controller {
         let patch = json!({"metadata": {"uid": volume.metadata.uid}, "status": wanted});
         let api = self.ctx.client.all::<PersistentVolume>();
         let name = volume.metadata.name.as_deref().unwrap_or_default();
-        api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await.ignore_not_found()?;
-        Ok(())
+        change(&api, name, patch, true).await
     }
 
     /// Writes both ends of a binding, the volume's first: only one claim can win that.
@@ -313,7 +353,7 @@ impl Controller {
                 patch["metadata"]["annotations"] = json!({BY_CONTROLLER: "yes"});
             }
             let api = self.ctx.client.all::<PersistentVolume>();
-            api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            change(&api, &name, patch, false).await?;
         }
         self.set_volume_phase(volume, "Bound", "").await?;
         let unnamed =

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use client::{Delta, Informer, WorkQueue, run_workers};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use kube::api::{Patch, PatchParams};
-use serde_json::json;
+use kube::api::PostParams;
 
 use crate::Context;
 use crate::support::errors::IgnoreNotFound;
@@ -71,12 +70,12 @@ pub(crate) async fn run_claims(ctx: Context) -> anyhow::Result<()> {
             let deleting = claim.metadata.deletion_timestamp.is_some();
             let uses = |p: &Pod| !pods::is_terminal(p) && claims_of(p).iter().any(|c| c == name);
             let in_use = deleting && all.list_typed(Some(namespace)).iter().any(uses);
-            let finalizers = claim.metadata.finalizers.unwrap_or_default();
+            let finalizers = claim.metadata.finalizers.clone().unwrap_or_default();
             if let Some(wanted) = plan(&finalizers, CLAIM, deleting, in_use) {
-                let patch = json!({"metadata": {"uid": claim.metadata.uid,
-                    "resourceVersion": claim.metadata.resource_version, "finalizers": wanted}});
+                let mut claim = claim;
+                claim.metadata.finalizers = Some(wanted);
                 let api = ctx.client.namespaced::<PersistentVolumeClaim>(namespace);
-                api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.ignore_not_found()?;
+                api.replace(name, &PostParams::default(), &claim).await.ignore_not_found()?;
             }
             Ok::<_, kube::Error>(None::<Duration>)
         }
@@ -102,12 +101,12 @@ pub(crate) async fn run_volumes(ctx: Context) -> anyhow::Result<()> {
             let Some(volume) = volumes.get_typed("", &name) else { return Ok(None) };
             let deleting = volume.metadata.deletion_timestamp.is_some();
             let bound = volume.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-            let finalizers = volume.metadata.finalizers.unwrap_or_default();
+            let finalizers = volume.metadata.finalizers.clone().unwrap_or_default();
             if let Some(wanted) = plan(&finalizers, VOLUME, deleting, bound) {
-                let patch = json!({"metadata": {"uid": volume.metadata.uid,
-                    "resourceVersion": volume.metadata.resource_version, "finalizers": wanted}});
+                let mut volume = volume;
+                volume.metadata.finalizers = Some(wanted);
                 let api = ctx.client.all::<PersistentVolume>();
-                api.patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await.ignore_not_found()?;
+                api.replace(&name, &PostParams::default(), &volume).await.ignore_not_found()?;
             }
             Ok::<_, kube::Error>(None::<Duration>)
         }
