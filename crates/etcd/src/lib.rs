@@ -7,6 +7,7 @@
 //! Data directory, version 1: `log-<first index>` segments and `snapshot-<index>-<revision>` files of checksummed
 //! [`frame`]s; `LOCK` keeps a second process out.
 
+pub mod api;
 pub mod command;
 pub mod disk;
 pub mod engine;
