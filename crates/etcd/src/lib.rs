@@ -13,6 +13,7 @@ pub mod disk;
 pub mod engine;
 pub mod frame;
 pub mod recovery;
+pub mod remote;
 pub mod snapshot;
 pub mod state;
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use client::Client;
+
+use crate::apiserver;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +15,8 @@ const ADMIN_KUBECONFIG: &str = "/etc/isopod/kubeconfig.yaml";
 
 #[derive(Debug, Subcommand)]
 pub enum Component {
+    /// Run the API server alone, on any etcd v3
+    KubeApiserver(Box<kube_apiserver::Flags>),
     /// Run the controllers alone
     KubeControllerManager(Box<kube_controller_manager::Flags>),
     /// Run the scheduler alone
@@ -31,6 +35,7 @@ pub enum Component {
 pub async fn run(component: Component) -> Result<()> {
     let shutdown = shutdown_on_signal()?;
     match component {
+        Component::KubeApiserver(flags) => Box::pin(apiserver::run(&flags, shutdown)).await,
         Component::KubeControllerManager(flags) => {
             let client = connect(flags.kubeconfig.as_deref(), "kube-controller-manager").await?;
             Box::pin(kube_controller_manager::run((*flags).into(), client, shutdown)).await

@@ -2,6 +2,7 @@
 //! line.
 
 mod addons;
+mod apiserver;
 mod cli;
 mod components;
 mod down;

@@ -109,6 +109,22 @@ impl Pki {
 
 fn sign(ca: &Pair, subject: &Subject<'_>) -> Result<Pair> {
     let issuer = Issuer::from_ca_cert_pem(&ca.certificate, KeyPair::from_pem(&ca.key)?)?;
+    let mut params = leaf_params(subject)?;
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &issuer)?;
+    Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+/// A server certificate that no authority stands behind.
+pub fn self_signed(common_name: &str, dns_names: &[String], addresses: &[IpAddr]) -> Result<Pair> {
+    let subject = Subject { common_name, dns_names, addresses, server: true, ..Subject::default() };
+    let key = KeyPair::generate()?;
+    let certificate = leaf_params(&subject)?.self_signed(&key)?;
+    Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+fn leaf_params(subject: &Subject<'_>) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     let mut name = DistinguishedName::new();
     for organization in subject.organizations {
@@ -128,11 +144,8 @@ fn sign(ca: &Pair, subject: &Subject<'_>) -> Result<Pair> {
     } else {
         ExtendedKeyUsagePurpose::ClientAuth
     }];
-    params.use_authority_key_identifier_extension = true;
     validity(&mut params, LEAF_DAYS);
-    let key = KeyPair::generate()?;
-    let certificate = params.signed_by(&key, &issuer)?;
-    Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+    Ok(params)
 }
 
 fn authority(directory: &Path, file: &str, common_name: &str) -> Result<Pair> {

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use apimachinery::user::{SYSTEM_MASTERS, UserInfo};
 use client::{Client, Informers};
 use etcd::{Directory, Engine, Options};
+use storage::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +16,7 @@ use crate::local::Local;
 use crate::pki::{self, Pki, Subject};
 use crate::settings::ServerFlags;
 use crate::supervisor::Supervisor;
-use crate::{node, preflight, process};
+use crate::{apiserver, node, preflight, process};
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(flags: &ServerFlags) -> Result<()> {
@@ -39,18 +40,15 @@ async fn serve(flags: &ServerFlags, started: Instant, stop: impl Future<Output =
     let node_ip = flags.node_ip()?;
     let node_name = flags.node_name()?;
     let pki = Pki::open(&flags.pki_dir())?;
-    let store_dir = flags.data_dir.join("etcd");
-    let directory = Directory::open(&store_dir).with_context(|| format!("open {}", store_dir.display()))?;
-    let options = Options { sync: flags.durable_writes, ..Options::default() };
-    let store = Engine::open(Arc::new(directory), options).context("open the store")?;
+    let (store, engine) = open_store(flags).await?;
 
-    let (handle, prepared) = kube_apiserver::prepare(apiserver_config(flags, &pki, &store, node_ip)?).await?;
+    let (handle, prepared) = kube_apiserver::prepare(apiserver_config(flags, &pki, store, node_ip)?).await?;
     let apiserver_shutdown = CancellationToken::new();
     let apiserver = tokio::spawn(prepared.run(apiserver_shutdown.clone()));
-    let leases = {
-        let (store, shutdown) = (store.clone(), apiserver_shutdown.clone());
-        tokio::spawn(async move { store.run_leases(shutdown.cancelled_owned()).await })
-    };
+    let leases = engine.map(|engine| {
+        let shutdown = apiserver_shutdown.clone();
+        tokio::spawn(async move { engine.run_leases(shutdown.cancelled_owned()).await })
+    });
     write_kubeconfig(flags, &pki)?;
     handle.ready().await;
     tracing::info!(address = %handle.address(), ms = started.elapsed().as_millis() as u64, "API server is ready");
@@ -79,14 +77,35 @@ async fn serve(flags: &ServerFlags, started: Instant, stop: impl Future<Output =
         Some(ended) => ended,
         None => apiserver.await,
     };
-    let _ = leases.await;
+    if let Some(leases) = leases {
+        let _ = leases.await;
+    }
     ended.context("the API server crashed")?
+}
+
+/// The store, and the engine where that is in this process.
+async fn open_store(flags: &ServerFlags) -> Result<(Arc<dyn Store>, Option<Engine>)> {
+    if !flags.datastore_endpoint.is_empty() {
+        let options = etcd::remote::Options {
+            endpoints: flags.datastore_endpoint.clone(),
+            ca: apiserver::read(flags.datastore_cafile.as_deref())?,
+            certificate: apiserver::read(flags.datastore_certfile.as_deref())?,
+            key: apiserver::read(flags.datastore_keyfile.as_deref())?,
+            prefix: None,
+        };
+        return Ok((Arc::new(etcd::remote::Remote::connect(options).await?), None));
+    }
+    let store_dir = flags.data_dir.join("etcd");
+    let directory = Directory::open(&store_dir).with_context(|| format!("open {}", store_dir.display()))?;
+    let options = Options { sync: flags.durable_writes, ..Options::default() };
+    let engine = Engine::open(Arc::new(directory), options).context("open the store")?;
+    Ok((Arc::new(engine.clone()), Some(engine)))
 }
 
 fn apiserver_config(
     flags: &ServerFlags,
     pki: &Pki,
-    store: &Engine,
+    store: Arc<dyn Store>,
     node_ip: IpAddr,
 ) -> Result<kube_apiserver::Config> {
     let mut names: Vec<String> = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
@@ -122,11 +141,8 @@ fn apiserver_config(
             ..Subject::default()
         },
     )?;
-    let mut config = kube_apiserver::Config::new(
-        Arc::new(store.clone()),
-        serving.certificate.into_bytes(),
-        serving.key.into_bytes(),
-    );
+    let mut config =
+        kube_apiserver::Config::new(store, serving.certificate.into_bytes(), serving.key.into_bytes());
     config.bind_address = flags.bind_address;
     config.secure_port = flags.https_listen_port;
     let security = &mut config.security;

@@ -60,6 +60,18 @@ pub struct ServerFlags {
     /// Run the control plane alone, without a node
     #[arg(long)]
     pub disable_agent: bool,
+    /// Endpoints of an etcd v3 cluster that holds the state [default: Isopod's own store in the data directory]
+    #[arg(long, value_delimiter = ',')]
+    pub datastore_endpoint: Vec<String>,
+    /// Whom the certificates of the datastore must be signed by
+    #[arg(long, requires = "datastore_endpoint")]
+    pub datastore_cafile: Option<PathBuf>,
+    /// Client certificate for the datastore
+    #[arg(long, requires = "datastore_keyfile")]
+    pub datastore_certfile: Option<PathBuf>,
+    /// Key of the client certificate for the datastore
+    #[arg(long, requires = "datastore_certfile")]
+    pub datastore_keyfile: Option<PathBuf>,
     /// Wait for the disk before a write is acknowledged; off, a power loss may undo the last writes
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub durable_writes: bool,
@@ -139,7 +151,7 @@ impl ServerFlags {
     }
 }
 
-fn nth_address(range: &IpNet, n: u32) -> Result<IpAddr> {
+pub fn nth_address(range: &IpNet, n: u32) -> Result<IpAddr> {
     let address = match range.network() {
         IpAddr::V4(base) => IpAddr::V4((u32::from(base) + n).into()),
         IpAddr::V6(base) => IpAddr::V6((u128::from(base) + u128::from(n)).into()),
@@ -152,7 +164,7 @@ fn nth_address(range: &IpNet, n: u32) -> Result<IpAddr> {
 
 /// The address that packets to the outside would carry. Nothing is sent: connecting a datagram socket only asks the
 /// routing table.
-fn default_address() -> Result<IpAddr> {
+pub fn default_address() -> Result<IpAddr> {
     let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     if socket.connect((Ipv4Addr::new(198, 51, 100, 1), 9)).is_ok() {
         let address = socket.local_addr()?.ip();

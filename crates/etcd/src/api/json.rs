@@ -296,7 +296,8 @@ mod tests {
 
     #[test]
     fn messages_are_written_as_protobuf_json() {
-        let put = PutRequest { key: "a".into(), value: "b".into(), lease: 7, prev_kv: true, ..Default::default() };
+        let put =
+            PutRequest { key: "a".into(), value: "b".into(), lease: 7, prev_kv: true, ..Default::default() };
         let value = json!({"key": "YQ==", "value": "Yg==", "lease": "7", "prev_kv": true});
         assert_eq!(to_value(&put), value);
         assert_eq!(from_value::<PutRequest>(&value).unwrap(), put);

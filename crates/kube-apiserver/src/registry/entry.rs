@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::Strategy;
+use apimachinery::codec::{self, protobuf};
 use apimachinery::resources::ResourceInfo;
 use apimachinery::schema::Schema;
+use bytes::Bytes;
 use serde_json::Value;
 
 use crate::cache::{Cache, ResourceCache, ResourceKind};
@@ -193,6 +195,16 @@ pub fn builtin(cache: &Cache, enabled: &dyn Fn(&str) -> Option<bool>) -> Table {
     table
 }
 
+/// Reads an object that upstream's server stored: built-in kinds are protobuf there, in whichever version it stores.
+fn from_protobuf(bytes: &Bytes) -> Result<Bytes, String> {
+    let stored = protobuf::unwrap(bytes).map_err(|e| e.to_string())?;
+    let (group, version) = stored.api_version.split_once('/').unwrap_or(("", &stored.api_version));
+    let schema = apimachinery::schema::for_kind(group, version, &stored.kind)
+        .ok_or_else(|| format!("{} {} is not known", stored.api_version, stored.kind))?;
+    let value = protobuf::decode(bytes, schema).map_err(|e| e.to_string())?;
+    Ok(codec::encode_json(&value).into())
+}
+
 fn from_info(info: &'static ResourceInfo, cache: &Cache) -> Entry {
     let own = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
     // Events have one strategy and one place in the store, whichever group they are asked for in.
@@ -202,7 +214,7 @@ fn from_info(info: &'static ResourceInfo, cache: &Cache) -> Entry {
         cache.add(ResourceKind {
             prefix: format!("{}/", info.storage_prefix()),
             fields: Arc::new(|object| strategy.selectable_fields(object)),
-            to_json: None,
+            to_json: Some(Arc::new(from_protobuf)),
         })
     });
     let mut subresources: Vec<Subresource> = info
@@ -236,5 +248,37 @@ fn from_info(info: &'static ResourceInfo, cache: &Cache) -> Entry {
         storage_version: info.storage_version().to_owned(),
         storage_group: storage_group.to_owned(),
         custom: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn reads_what_upstream_stored() {
+        let pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "a", "namespace": "b", "uid": "u", "labels": {"x": "y"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}], "nodeName": "n"},
+        });
+        let schema = apimachinery::schema::for_kind("", "v1", "Pod").unwrap();
+        let stored = Bytes::from(protobuf::encode(&pod, schema));
+        assert!(stored.starts_with(b"k8s\0"));
+        let read: Value = serde_json::from_slice(&from_protobuf(&stored).unwrap()).unwrap();
+        for path in [
+            "/apiVersion",
+            "/kind",
+            "/metadata/uid",
+            "/metadata/labels/x",
+            "/spec/nodeName",
+            "/spec/containers/0/image",
+        ] {
+            assert_eq!(read.pointer(path), pod.pointer(path), "{path}");
+        }
+        assert!(from_protobuf(&Bytes::from_static(b"k8s\0\x0a\x0a\x0a\x02v1\x12\x04None")).is_err());
+        assert!(from_protobuf(&Bytes::from_static(b"junk")).is_err());
     }
 }
