@@ -2,15 +2,17 @@
 //! tears the last one, or runs full.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A directory of append-only files.
 pub trait Disk: Send + Sync + 'static {
     /// Names of all files.
     fn list(&self) -> io::Result<Vec<String>>;
-    fn read(&self, name: &str) -> io::Result<Vec<u8>>;
+    /// Opens a file for reading at any place, also while it grows and after it was removed.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn ReadFile>>;
     /// Opens a file for appending after cutting it to `len` bytes; creates it when it is missing.
     fn append_to(&self, name: &str, len: u64) -> io::Result<Box<dyn AppendFile>>;
     /// Atomic and durable.
@@ -18,6 +20,13 @@ pub trait Disk: Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations and removals durable.
     fn sync(&self) -> io::Result<()>;
+}
+
+/// A file to read from.
+pub trait ReadFile: Send + Sync {
+    fn size(&self) -> io::Result<u64>;
+    /// Fills `out` from `offset` on; fails with `UnexpectedEof` where the file is shorter.
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<()>;
 }
 
 /// A file that only grows.
@@ -68,10 +77,8 @@ impl Disk for Directory {
         Ok(names)
     }
 
-    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        File::open(self.path.join(name))?.read_to_end(&mut bytes)?;
-        Ok(bytes)
+    fn open(&self, name: &str) -> io::Result<Arc<dyn ReadFile>> {
+        Ok(Arc::new(File::open(self.path.join(name))?))
     }
 
     fn append_to(&self, name: &str, len: u64) -> io::Result<Box<dyn AppendFile>> {
@@ -94,6 +101,16 @@ impl Disk for Directory {
 
     fn sync(&self) -> io::Result<()> {
         File::open(&self.path)?.sync_all()
+    }
+}
+
+impl ReadFile for File {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(out, offset)
     }
 }
 

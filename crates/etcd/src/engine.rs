@@ -1,30 +1,34 @@
-//! The embedded engine: one log thread that owns the files, any number of readers.
+//! The embedded engine: what callers see. One log thread (module [`log`](crate::log)) owns the files.
 //!
-//! Writers hand commands to the log thread over a bounded channel and wait. The thread takes everything that has
-//! arrived while the last sync ran, appends it as one frame, syncs once, applies in order under a short write lock,
-//! and wakes the writers. Readers and watchers only take the read lock; they never wait for the disk. A watcher holds
-//! nothing but the revision it wants next and reads the shared history, so a slow one costs nothing and is cut off
-//! when history moves past it.
+//! Writers hand commands to the log thread over a bounded channel and wait. Readers and watchers take the state's read
+//! lock for the time of cloning pointers, and read values from cache or disk after that; they never wait for a write.
+//! A watcher holds nothing but the revision it wants next and reads the shared history, so a slow one costs nothing
+//! and is cut off when history moves past it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use storage::{
-    Error, EventBatch, KeyRange, LeaseId, RangeRequest, RangeResponse, Revision, Store, WatchStream,
+    Error, Event, EventBatch, KeyRange, LeaseId, RangeRequest, RangeResponse, Revision, Store, WatchStream,
     WriteOutcome, WriteRequest,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::command::Command;
-use crate::disk::{AppendFile, Disk};
-use crate::frame;
-use crate::recovery::{self, Recovered, segment_name};
-use crate::snapshot::{self, Position};
-use crate::state::{Applied, State};
+use crate::disk::Disk;
+use crate::files::{Files, without_value};
+use crate::leases::{Timers, seconds};
+use crate::log::{self, Message, Proposal};
+use crate::record::Record;
+use crate::recovery;
+use crate::request::{Alarm, AlarmKind, DeleteRange, Op, Put, Query, Txn, TxnOutcome};
+use crate::snapshot::Snapshot;
+use crate::state::{Applied, EventsMax, Happened, State};
 
 /// How the engine behaves; the defaults suit a cluster's API server.
 #[derive(Clone, Debug)]
@@ -37,14 +41,24 @@ pub struct Options {
     pub batch_commands_max: usize,
     /// Bytes in one frame, beyond the first command.
     pub batch_bytes_max: usize,
-    /// A new segment begins past this length.
+    /// A new file begins past this length.
     pub segment_bytes: u64,
-    /// A snapshot is taken when the log has grown by this since the last one, or by the size of the last one.
-    pub snapshot_bytes: u64,
+    /// A checkpoint is taken when the log has grown by this since the last one, or by the size of the last one.
+    pub checkpoint_bytes: u64,
+    /// Key-values kept in memory: those written or read last.
+    pub cache_bytes: usize,
     /// Events kept for watchers before the engine compacts by itself; 0 leaves compaction to the caller.
     pub history_events_max: usize,
     /// Events in one batch of a watch.
     pub watch_batch_events: usize,
+    /// Bytes of keys and values in one batch of a watch.
+    pub watch_batch_bytes: usize,
+    /// Bytes in use past which puts are refused and the alarm is raised; 0 is no limit.
+    pub quota_bytes: u64,
+    /// Whose alarms this engine raises.
+    pub member_id: u64,
+    /// Shorter leases are granted this time.
+    pub lease_ttl_seconds_min: i64,
 }
 
 impl Default for Options {
@@ -55,131 +69,467 @@ impl Default for Options {
             batch_commands_max: 4096,
             batch_bytes_max: 8 << 20,
             segment_bytes: 64 << 20,
-            snapshot_bytes: 64 << 20,
+            checkpoint_bytes: 16 << 20,
+            cache_bytes: 8 << 20,
             history_events_max: 100_000,
             watch_batch_events: 1024,
+            watch_batch_bytes: 8 << 20,
+            quota_bytes: 0,
+            member_id: 0,
+            lease_ttl_seconds_min: 1,
         }
     }
 }
 
-struct Proposal {
-    command: Command,
-    reply: oneshot::Sender<Applied>,
+/// The longest lease, as in etcd.
+pub const LEASE_TTL_SECONDS_MAX: i64 = 9_000_000_000;
+
+/// Values beyond this are read on a thread that may block.
+const READ_INLINE_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Of all files.
+    pub bytes: u64,
+    /// Of the versions that are kept: what the quota counts. The rest is reused as files are cleaned.
+    pub bytes_in_use: u64,
 }
 
-struct Shared {
-    state: RwLock<State>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseGrant {
+    pub id: LeaseId,
+    pub ttl_seconds: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseStatus {
+    pub granted_seconds: i64,
+    pub remaining_seconds: i64,
+    /// Empty unless asked for.
+    pub keys: Vec<Bytes>,
+}
+
+/// What [`Engine::hash_kv`] answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashKv {
+    pub hash: u32,
+    /// The revision hashed up to.
+    pub revision: Revision,
+    pub compacted: Revision,
+}
+
+/// What the log thread and the engine's handles share.
+pub(crate) struct Shared {
+    pub state: RwLock<State>,
+    pub files: Files,
+    pub disk: Arc<dyn Disk>,
     /// The newest applied revision; watchers sleep on it.
-    applied: watch::Receiver<Revision>,
+    pub applied: watch::Receiver<Revision>,
+    /// Everything up to here that compaction made unreachable is gone.
+    pub swept: watch::Receiver<Revision>,
     /// Set once: why nothing can be written any more.
-    failed: Mutex<Option<Error>>,
-    deadlines: Mutex<BTreeMap<LeaseId, Instant>>,
-    lease_changed: tokio::sync::Notify,
-    log_bytes: std::sync::atomic::AtomicU64,
-    options: Options,
+    pub failed: Mutex<Option<Error>>,
+    pub timers: Mutex<Timers>,
+    pub timers_changed: tokio::sync::Notify,
+    pub index: AtomicU64,
+    pub disk_bytes: AtomicU64,
+    pub bytes_in_use: AtomicU64,
+    pub no_space: AtomicBool,
+    pub options: Options,
+}
+
+impl Shared {
+    /// Runs what reads `bytes` of values where that does no harm.
+    async fn fetch<T: Send + 'static>(
+        self: &Arc<Shared>,
+        bytes: usize,
+        read: impl FnOnce(&Files) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        if bytes <= READ_INLINE_BYTES_MAX {
+            return read(&self.files);
+        }
+        let shared = self.clone();
+        tokio::task::spawn_blocking(move || read(&shared.files))
+            .await
+            .map_err(|e| Error::Unavailable(format!("read values: {e}")))?
+    }
+
+    async fn events(
+        self: &Arc<Shared>,
+        ranges: &[KeyRange],
+        from: Revision,
+        max: EventsMax,
+        previous: bool,
+    ) -> Result<EventBatch, Error> {
+        let (happened, revision) = self.state.read().events_from(ranges, from, max, previous)?;
+        if happened.is_empty() {
+            return Ok(EventBatch { events: Vec::new(), revision });
+        }
+        let bytes = happened.iter().map(Happened::reading).sum();
+        let events = self.fetch(bytes, move |files| build_events(files, &happened)).await?;
+        Ok(EventBatch { events, revision })
+    }
 }
 
 /// An open data directory. Clones share it; it closes when the last is gone.
 #[derive(Clone)]
 pub struct Engine {
-    shared: Arc<Shared>,
-    proposals: mpsc::Sender<Proposal>,
+    pub(crate) shared: Arc<Shared>,
+    messages: mpsc::Sender<Message>,
 }
 
 impl Engine {
     /// Recovers the state and starts the log thread. Leases run only inside [`Engine::run_leases`].
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Engine, Error> {
-        let recovered = recovery::recover(&*disk)?;
-        let (applied_sender, applied) = watch::channel(recovered.state.revision());
-        let (proposals, receiver) = mpsc::channel(options.queue_max);
-        let now = Instant::now();
-        // As etcd does when leadership changes, leases get their whole time again after a restart.
-        let deadlines =
-            recovered.state.leases().iter().map(|(id, lease)| (*id, now + ttl(lease.ttl_seconds))).collect();
-        let Recovered { state, index, snapshots, segments, tail_len, log_bytes } = recovered;
+        let files = Files::new(disk.clone(), options.cache_bytes);
+        let mut recovered = recovery::recover(&*disk, &files)?;
+        let state = std::mem::take(&mut recovered.state);
+        let (applied_sender, applied) = watch::channel(state.revision());
+        let (swept_sender, swept) = watch::channel(0);
+        let (messages, receiver) = mpsc::channel(options.queue_max);
+        let (mut timers, now) = (Timers::default(), Instant::now());
+        for (id, lease) in state.leases() {
+            let noted = lease.remaining_seconds > 0;
+            let left = if noted { lease.remaining_seconds } else { lease.ttl_seconds };
+            timers.set(*id, seconds(left), noted, now);
+        }
         let shared = Arc::new(Shared {
+            index: recovered.index.into(),
+            disk_bytes: AtomicU64::new(0),
+            bytes_in_use: state.bytes_in_use().into(),
+            no_space: state.alarms().iter().any(|a| a.kind == AlarmKind::NoSpace).into(),
             state: RwLock::new(state),
-            applied,
-            failed: Mutex::new(None),
-            deadlines: Mutex::new(deadlines),
-            lease_changed: tokio::sync::Notify::new(),
-            log_bytes: log_bytes.into(),
-            options: options.clone(),
-        });
-        let first = segments.last().copied().unwrap_or(index + 1);
-        let io = |e: std::io::Error| Error::Unavailable(format!("open {}: {e}", segment_name(first)));
-        let file = disk.append_to(&segment_name(first), tail_len).map_err(io)?;
-        disk.sync().map_err(io)?;
-        let log = Log {
-            shared: shared.clone(),
-            applied: applied_sender,
-            segments: if segments.is_empty() { vec![first] } else { segments },
+            files,
             disk,
-            file,
-            file_len: tail_len,
-            index,
-            since_snapshot: log_bytes,
-            last_snapshot_bytes: 0,
-            snapshots,
-            snapshot_running: None,
-            buffer: Vec::new(),
-        };
-        std::thread::Builder::new()
-            .name("etcd-log".into())
-            .spawn(move || log.run(receiver))
-            .map_err(|e| Error::Unavailable(format!("start the log thread: {e}")))?;
-        Ok(Engine { shared, proposals })
+            applied,
+            swept,
+            failed: Mutex::new(None),
+            timers: Mutex::new(timers),
+            timers_changed: tokio::sync::Notify::new(),
+            options,
+        });
+        log::start(shared.clone(), recovered, applied_sender, swept_sender, receiver, messages.downgrade())?;
+        Ok(Engine { shared, messages })
+    }
+
+    fn stopped(&self) -> Error {
+        self.shared
+            .failed
+            .lock()
+            .clone()
+            .unwrap_or_else(|| Error::Unavailable("the store has stopped".into()))
     }
 
     async fn propose(&self, command: Command) -> Result<Applied, Error> {
-        let (reply, answer) = oneshot::channel();
-        let stopped = || {
-            self.shared
-                .failed
-                .lock()
-                .clone()
-                .unwrap_or_else(|| Error::Unavailable("the store has stopped".into()))
-        };
-        self.proposals.send(Proposal { command, reply }).await.map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())
+        self.admit(&command).await?;
+        self.propose_admitted(command).await
     }
 
-    async fn propose_done(&self, command: Command) -> Result<(), Error> {
-        match self.propose(command).await? {
-            Applied::Done(result) => result,
-            Applied::Write(result) => result.map(drop),
+    async fn propose_admitted(&self, command: Command) -> Result<Applied, Error> {
+        let (reply, answer) = oneshot::channel();
+        let proposal = Proposal { command, reply: Some(reply) };
+        self.messages.send(Message::Propose(proposal)).await.map_err(|_| self.stopped())?;
+        match answer.await.map_err(|_| self.stopped())? {
+            Applied::Refused(error) => Err(error),
+            applied => Ok(applied),
         }
+    }
+
+    /// Refuses what would grow a full store, and raises the alarm when the quota is reached.
+    async fn admit(&self, command: &Command) -> Result<(), Error> {
+        let cost = command.cost();
+        if cost == 0 {
+            return Ok(());
+        }
+        if self.shared.no_space.load(Ordering::Relaxed) {
+            return Err(Error::NoSpace);
+        }
+        let quota = self.shared.options.quota_bytes;
+        if quota == 0 || self.shared.bytes_in_use.load(Ordering::Relaxed) + cost <= quota {
+            return Ok(());
+        }
+        let alarm = Alarm { member: self.shared.options.member_id, kind: AlarmKind::NoSpace };
+        tracing::warn!(
+            quota,
+            "the quota is used up; puts are refused until space is freed and the alarm is disarmed"
+        );
+        self.set_alarm(alarm, true).await?;
+        Err(Error::NoSpace)
+    }
+
+    /// Reads a range. One member's reads are always linearizable.
+    pub async fn query(&self, query: &Query) -> Result<RangeResponse, Error> {
+        let found = self.shared.state.read().range(query)?;
+        let bytes = if found.keys_only { 0 } else { Files::reading(&found.records) };
+        self.shared.fetch(bytes, move |files| files.response(found)).await
+    }
+
+    /// Runs a transaction; returns when it is durable. One that cannot write never touches the log.
+    pub async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error> {
+        let transacted = if txn.is_read_only() {
+            self.shared.state.read().read(&txn, &self.shared.files)?
+        } else {
+            match self.propose(Command::Txn(txn)).await? {
+                Applied::Transacted(transacted) => transacted,
+                other => return Err(unexpected(&other)),
+            }
+        };
+        self.shared.fetch(transacted.reading(), move |files| files.outcome(transacted)).await
+    }
+
+    /// A transaction of one put.
+    pub async fn put(&self, put: Put) -> Result<TxnOutcome, Error> {
+        self.txn(Txn::of(Op::Put(put))).await
+    }
+
+    /// A transaction of one delete.
+    pub async fn delete_range(&self, delete: DeleteRange) -> Result<TxnOutcome, Error> {
+        self.txn(Txn::of(Op::DeleteRange(delete))).await
+    }
+
+    pub fn current_revision(&self) -> Revision {
+        self.shared.state.read().revision()
+    }
+
+    /// The newest revision compacted at; 0 when there is none.
+    pub fn compacted(&self) -> Revision {
+        self.shared.state.read().compacted()
+    }
+
+    /// The index of the newest entry applied.
+    pub fn applied_index(&self) -> u64 {
+        self.shared.index.load(Ordering::Relaxed)
+    }
+
+    /// The newest applied revision, and its changes.
+    pub fn subscribe(&self) -> watch::Receiver<Revision> {
+        self.shared.applied.clone()
+    }
+
+    /// The events in any of `ranges` from revision `from` on (0 is the oldest there is), whole revisions only, in
+    /// order; all there are up to the batch's revision. `previous` fills in what each event replaced. Fails with
+    /// [`Error::Compacted`] where `from` is no longer known.
+    pub async fn events(
+        &self,
+        ranges: &[KeyRange],
+        from: Revision,
+        max: EventsMax,
+        previous: bool,
+    ) -> Result<EventBatch, Error> {
+        self.shared.events(ranges, from, max, previous).await
+    }
+
+    /// [`Engine::events`] as a stream, which waits for new ones. It ends with an error, or when the store stops.
+    pub fn watch_ranges(&self, ranges: Vec<KeyRange>, from: Revision, previous: bool) -> WatchStream {
+        let watcher = Watcher {
+            shared: self.shared.clone(),
+            applied: self.shared.applied.clone(),
+            ranges,
+            next: from,
+            previous,
+        };
+        Box::pin(futures::stream::unfold(Some(watcher), |watcher| async move {
+            let mut watcher = watcher?;
+            match watcher.step().await? {
+                Ok(batch) => Some((Ok(batch), Some(watcher))),
+                Err(error) => Some((Err(error), None)),
+            }
+        }))
+    }
+
+    /// Grants a lease; id 0 lets the engine choose. Fails with [`Error::LeaseExists`] or [`Error::LeaseTtlTooLarge`].
+    pub async fn grant(&self, id: LeaseId, ttl_seconds: i64) -> Result<LeaseGrant, Error> {
+        if ttl_seconds > LEASE_TTL_SECONDS_MAX {
+            return Err(Error::LeaseTtlTooLarge);
+        }
+        let ttl_seconds = ttl_seconds.max(self.shared.options.lease_ttl_seconds_min).max(1);
+        // Ids are drawn, not counted, so that a restart cannot give one twice.
+        let lease = if id == 0 { (random_bits() & i64::MAX).max(1) } else { id };
+        self.propose(Command::LeaseGrant { lease, ttl_seconds }).await?;
+        self.shared.timers.lock().set(lease, seconds(ttl_seconds), false, Instant::now());
+        self.shared.timers_changed.notify_one();
+        Ok(LeaseGrant { id: lease, ttl_seconds })
+    }
+
+    /// Gives a lease its whole time again, which is returned.
+    pub async fn renew(&self, id: LeaseId) -> Result<i64, Error> {
+        let ttl_seconds = {
+            let state = self.shared.state.read();
+            state.leases().get(&id).ok_or(Error::LeaseNotFound)?.ttl_seconds
+        };
+        let renewed = self.shared.timers.lock().renew(id, seconds(ttl_seconds), Instant::now());
+        match renewed {
+            // Its end has come, and its revocation is on the way.
+            None => return Err(Error::LeaseNotFound),
+            Some(true) => drop(self.propose(Command::LeaseRemaining(vec![(id, 0)])).await?),
+            Some(false) => {}
+        }
+        self.shared.timers_changed.notify_one();
+        Ok(ttl_seconds)
+    }
+
+    /// Deletes a lease and its keys.
+    pub async fn revoke(&self, id: LeaseId) -> Result<(), Error> {
+        self.propose(Command::LeaseRevoke { lease: id }).await?;
+        self.shared.timers.lock().remove(id);
+        Ok(())
+    }
+
+    pub fn lease_status(&self, id: LeaseId, keys: bool) -> Option<LeaseStatus> {
+        let state = self.shared.state.read();
+        let lease = state.leases().get(&id)?;
+        let left = self.shared.timers.lock().left(id, Instant::now()).unwrap_or_default();
+        let keys = match keys {
+            true => lease.keys.iter().map(|key| Bytes::copy_from_slice(key)).collect(),
+            false => Vec::new(),
+        };
+        Some(LeaseStatus {
+            granted_seconds: lease.ttl_seconds,
+            remaining_seconds: left.as_secs() as i64,
+            keys,
+        })
+    }
+
+    /// All leases, sorted by id.
+    pub fn lease_ids(&self) -> Vec<LeaseId> {
+        let mut ids: Vec<LeaseId> = self.shared.state.read().leases().keys().copied().collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// Revokes leases as they run out; returns when `shutdown` completes.
     pub async fn run_leases(&self, shutdown: impl Future<Output = ()>) {
         tokio::pin!(shutdown);
         loop {
-            let next = self.shared.deadlines.lock().iter().map(|(id, at)| (*at, *id)).min();
-            let expiry = async {
+            let next = self.shared.timers.lock().next();
+            let due = async {
                 match next {
-                    Some((at, _)) => tokio::time::sleep_until(at).await,
+                    Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 () = &mut shutdown => return,
-                () = self.shared.lease_changed.notified() => {}
-                () = expiry => {
-                    let now = Instant::now();
-                    let due: Vec<LeaseId> = {
-                        let deadlines = self.shared.deadlines.lock();
-                        deadlines.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect()
-                    };
-                    for lease in due {
-                        if let Err(error) = self.lease_revoke(lease).await {
-                            tracing::warn!(lease, %error, "could not revoke an expired lease");
-                            self.shared.deadlines.lock().insert(lease, now + Duration::from_secs(1));
-                        }
-                    }
+                () = self.shared.timers_changed.notified() => {}
+                () = due => self.lease_work().await,
+            }
+        }
+    }
+
+    async fn lease_work(&self) {
+        let now = Instant::now();
+        let due = self.shared.timers.lock().due(now);
+        let revoked = futures::future::join_all(due.expired.iter().map(|lease| self.revoke(*lease))).await;
+        for (lease, result) in due.expired.into_iter().zip(revoked) {
+            match result {
+                Ok(()) | Err(Error::LeaseNotFound) => {}
+                Err(error) => {
+                    tracing::warn!(lease, %error, "could not revoke an expired lease");
+                    self.shared.timers.lock().retry(lease, now + Duration::from_secs(1));
                 }
             }
         }
+        if !due.notes.is_empty()
+            && let Err(error) = self.propose(Command::LeaseRemaining(due.notes)).await
+        {
+            tracing::warn!(%error, "could not note what is left of leases");
+        }
+    }
+
+    /// Forgets history below `revision`. `physical` also waits until what that made unreachable is gone from memory,
+    /// so that its space on disk can be reused.
+    pub async fn compact_to(&self, revision: Revision, physical: bool) -> Result<(), Error> {
+        self.propose(Command::Compact { revision }).await?;
+        if physical {
+            let mut swept = self.shared.swept.clone();
+            swept.wait_for(|upto| *upto >= revision).await.map_err(|_| self.stopped())?;
+        }
+        Ok(())
+    }
+
+    /// Gives unused space back to the file system. Writes go on meanwhile.
+    pub async fn defragment(&self) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.messages.send(Message::Defragment(reply)).await.map_err(|_| self.stopped())?;
+        answer.await.map_err(|_| self.stopped())?
+    }
+
+    pub fn size(&self) -> Size {
+        Size {
+            bytes: self.shared.disk_bytes.load(Ordering::Relaxed),
+            bytes_in_use: self.shared.bytes_in_use.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The hash of every version up to `revision` (0 is the present), the same number as etcd's for the same history.
+    pub async fn hash_kv(&self, revision: Revision) -> Result<HashKv, Error> {
+        let mut snapshot = self.snapshot();
+        let revision = if revision == 0 { snapshot.header.revision } else { revision };
+        self.shared.state.read().readable(revision)?;
+        tokio::task::spawn_blocking(move || snapshot.hash_kv(revision))
+            .await
+            .map_err(|e| Error::Unavailable(format!("hash: {e}")))?
+    }
+
+    /// A hash of the whole state.
+    pub async fn hash(&self) -> Result<u32, Error> {
+        let mut snapshot = self.snapshot();
+        tokio::task::spawn_blocking(move || snapshot.hash())
+            .await
+            .map_err(|e| Error::Unavailable(format!("hash: {e}")))?
+    }
+
+    pub fn alarms(&self) -> Vec<Alarm> {
+        self.shared.state.read().alarms().iter().copied().collect()
+    }
+
+    /// Raises or disarms an alarm; whether that changed anything.
+    pub async fn set_alarm(&self, alarm: Alarm, raised: bool) -> Result<bool, Error> {
+        match self.propose_admitted(Command::Alarm { alarm, raised }).await? {
+            Applied::Done { changed } => Ok(changed),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Changes meta keys, all or nothing. With `expect`, only where the bucket still has that version. The bucket's
+    /// version afterwards: `Ok` of the new one, `Err` of the present one that was not expected.
+    pub async fn meta_write(
+        &self,
+        expect: Option<u64>,
+        changes: Vec<(Bytes, Option<Bytes>)>,
+    ) -> Result<Result<u64, u64>, Error> {
+        match self.propose(Command::Meta { expect, changes }).await? {
+            Applied::Meta { version, written: true } => Ok(Ok(version)),
+            Applied::Meta { version, written: false } => Ok(Err(version)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub fn meta_get(&self, key: &[u8]) -> Option<Bytes> {
+        self.shared.state.read().meta().get(key).cloned()
+    }
+
+    /// All meta keys that begin with `prefix`, in order.
+    pub fn meta_range(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        let state = self.shared.state.read();
+        let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
+        state
+            .meta()
+            .range::<[u8], _>(from)
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
+    }
+
+    /// Grows with every change of the meta keys.
+    pub fn meta_version(&self) -> u64 {
+        self.shared.state.read().meta_version()
+    }
+
+    /// The state as it is now, to be read at leisure. While it is held, compaction frees nothing newer.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self.shared.clone())
     }
 
     /// Live keys and events of history, for metrics.
@@ -189,92 +539,45 @@ impl Engine {
     }
 }
 
-fn ttl(seconds: i64) -> Duration {
-    Duration::from_secs(seconds.clamp(1, 9_000_000_000) as u64)
-}
-
-#[async_trait]
-impl Store for Engine {
-    async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Error> {
-        self.shared.state.read().range(&request)
-    }
-
-    async fn write(&self, request: WriteRequest) -> Result<WriteOutcome, Error> {
-        let command =
-            Command::Write { key: request.key, expect: request.expect, change: request.change.into() };
-        match self.propose(command).await? {
-            Applied::Write(result) => result,
-            Applied::Done(result) => {
-                Err(result.err().unwrap_or_else(|| Error::Unavailable("a write was not answered".into())))
-            }
-        }
-    }
-
-    async fn watch(&self, range: KeyRange, from: Revision) -> Result<WatchStream, Error> {
-        let compacted = self.shared.state.read().compacted();
-        if from <= compacted {
-            return Err(Error::Compacted { compacted });
-        }
-        let start =
-            Watcher { shared: self.shared.clone(), applied: self.shared.applied.clone(), range, next: from };
-        Ok(Box::pin(futures::stream::unfold(Some(start), |watcher| async move {
-            let mut watcher = watcher?;
-            match watcher.step().await? {
-                Ok(batch) => Some((Ok(batch), Some(watcher))),
-                Err(error) => Some((Err(error), None)),
-            }
-        })))
-    }
-
-    async fn revision(&self) -> Result<Revision, Error> {
-        Ok(self.shared.state.read().revision())
-    }
-
-    async fn compact(&self, revision: Revision) -> Result<(), Error> {
-        self.propose_done(Command::Compact { revision }).await
-    }
-
-    async fn lease_grant(&self, ttl_seconds: i64) -> Result<LeaseId, Error> {
-        // Ids are drawn, not counted, so that a restart cannot give one twice.
-        let drawn = uuid_bits() & i64::MAX;
-        let lease = if drawn == 0 { 1 } else { drawn };
-        self.propose_done(Command::LeaseGrant { lease, ttl_seconds }).await?;
-        self.shared.deadlines.lock().insert(lease, Instant::now() + ttl(ttl_seconds));
-        self.shared.lease_changed.notify_one();
-        Ok(lease)
-    }
-
-    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<(), Error> {
-        let seconds = match self.shared.state.read().leases().get(&lease) {
-            Some(found) => found.ttl_seconds,
-            None => return Err(Error::LeaseNotFound),
-        };
-        self.shared.deadlines.lock().insert(lease, Instant::now() + ttl(seconds));
-        self.shared.lease_changed.notify_one();
-        Ok(())
-    }
-
-    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), Error> {
-        self.shared.deadlines.lock().remove(&lease);
-        self.propose_done(Command::LeaseRevoke { lease }).await
-    }
-
-    async fn size_bytes(&self) -> Result<u64, Error> {
-        Ok(self.shared.log_bytes.load(std::sync::atomic::Ordering::Relaxed))
-    }
+fn unexpected(applied: &Applied) -> Error {
+    Error::Unavailable(format!("a command was answered with {applied:?}"))
 }
 
 /// 64 random bits from the standard library's per-process hash keys.
-fn uuid_bits() -> i64 {
+fn random_bits() -> i64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new().build_hasher().finish() as i64
+}
+
+fn build_events(files: &Files, happened: &[Happened]) -> Result<Vec<Event>, Error> {
+    let mut records: Vec<Arc<Record>> = Vec::with_capacity(happened.len());
+    for happened in happened {
+        records.extend((!happened.record.is_tombstone()).then(|| happened.record.clone()));
+        records.extend(happened.previous.clone());
+    }
+    let mut kvs = files.key_values(&records)?.into_iter();
+    let mut next = || kvs.next().ok_or_else(|| Error::Unavailable("an event's value was not read".into()));
+    happened
+        .iter()
+        .map(|Happened { record, previous }| {
+            let put = if record.is_tombstone() { None } else { Some(next()?) };
+            let previous = if previous.is_some() { Some(next()?) } else { None };
+            Ok(match put {
+                Some(kv) => Event::Put { kv, previous },
+                None => {
+                    Event::Delete { key: without_value(record).key, revision: record.mod_revision, previous }
+                }
+            })
+        })
+        .collect()
 }
 
 struct Watcher {
     shared: Arc<Shared>,
     applied: watch::Receiver<Revision>,
-    range: KeyRange,
+    ranges: Vec<KeyRange>,
     next: Revision,
+    previous: bool,
 }
 
 impl Watcher {
@@ -283,205 +586,77 @@ impl Watcher {
         while *self.applied.borrow_and_update() < self.next {
             self.applied.changed().await.ok()?;
         }
-        let max = self.shared.options.watch_batch_events;
-        let read = self.shared.state.read().events_from(&self.range, self.next, max);
-        Some(match read {
-            Ok((events, revision)) => {
-                self.next = revision + 1;
-                Ok(EventBatch { events, revision })
-            }
-            Err(Error::Compacted { .. }) => Err(Error::TooSlow),
-            Err(error) => Err(error),
-        })
-    }
-}
-
-/// What the log thread owns.
-struct Log {
-    shared: Arc<Shared>,
-    applied: watch::Sender<Revision>,
-    disk: Arc<dyn Disk>,
-    file: Box<dyn AppendFile>,
-    file_len: u64,
-    /// The last entry appended and applied.
-    index: u64,
-    segments: Vec<u64>,
-    snapshots: Vec<Position>,
-    since_snapshot: u64,
-    last_snapshot_bytes: u64,
-    snapshot_running: Option<SnapshotRun>,
-    buffer: Vec<u8>,
-}
-
-enum Failure {
-    /// Nothing was written; later appends may succeed.
-    Refused(Error),
-    /// What the file holds is unknown.
-    Fatal(Error),
-}
-
-struct SnapshotRun {
-    position: Position,
-    thread: std::thread::JoinHandle<std::io::Result<u64>>,
-}
-
-impl Log {
-    fn run(mut self, mut proposals: mpsc::Receiver<Proposal>) {
-        let mut batch: Vec<Proposal> = Vec::new();
-        while let Some(first) = proposals.blocking_recv() {
-            batch.push(first);
-            self.fill(&mut batch, &mut proposals);
-            match self.append() {
-                Ok(()) => {
-                    self.apply(&mut batch);
-                    self.keep_house();
-                }
-                Err(Failure::Refused(error)) => {
-                    tracing::error!(%error, commands = batch.len(), "could not append to the log; the writes are refused");
-                    for proposal in batch.drain(..) {
-                        let _ = proposal.reply.send(Applied::Done(Err(error.clone())));
-                    }
-                }
-                Err(Failure::Fatal(error)) => {
-                    tracing::error!(%error, "the log cannot be written any more; refusing all further writes");
-                    *self.shared.failed.lock() = Some(error);
-                    return;
-                }
-            }
-        }
-        if let Some(run) = self.snapshot_running.take() {
-            let _ = run.thread.join();
-        }
-    }
-
-    /// Encodes what has arrived into one frame.
-    fn fill(&mut self, batch: &mut Vec<Proposal>, proposals: &mut mpsc::Receiver<Proposal>) {
         let options = &self.shared.options;
-        self.buffer.clear();
-        let at = frame::begin(&mut self.buffer, self.index + 1);
-        batch[0].command.encode(&mut self.buffer);
-        while batch.len() < options.batch_commands_max && self.buffer.len() < options.batch_bytes_max {
-            let Ok(next) = proposals.try_recv() else { break };
-            next.command.encode(&mut self.buffer);
-            batch.push(next);
+        let max = EventsMax { events: options.watch_batch_events, bytes: options.watch_batch_bytes };
+        let batch = self.shared.events(&self.ranges, self.next, max, self.previous).await;
+        if let Ok(batch) = &batch {
+            self.next = batch.revision + 1;
         }
-        frame::finish(&mut self.buffer, at);
+        Some(batch)
+    }
+}
+
+#[async_trait]
+impl Store for Engine {
+    async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Error> {
+        self.query(&Query {
+            limit: request.limit,
+            revision: request.revision,
+            keys_only: request.keys_only,
+            count_only: request.count_only,
+            ..Query::new(request.range)
+        })
+        .await
     }
 
-    /// Makes the frame durable. What could not be appended is cut off again. After a failed sync nobody knows what
-    /// the disk holds, so that ends the engine.
-    fn append(&mut self) -> Result<(), Failure> {
-        if let Err(error) = self.file.append(&self.buffer) {
-            let refused = match error.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Error::NoSpace,
-                _ => Error::Unavailable(format!("append to the log: {error}")),
-            };
-            return Err(match self.file.truncate(self.file_len) {
-                Ok(()) => Failure::Refused(refused),
-                Err(_) => Failure::Fatal(refused),
-            });
-        }
-        if self.shared.options.sync {
-            self.file.sync().map_err(|e| Failure::Fatal(Error::Unavailable(format!("sync the log: {e}"))))?;
-        }
-        let len = self.buffer.len() as u64;
-        self.file_len += len;
-        self.since_snapshot += len;
-        self.shared.log_bytes.fetch_add(len, std::sync::atomic::Ordering::Relaxed);
-        if self.buffer.capacity() > 1 << 20 {
-            self.buffer = Vec::new();
-        }
-        Ok(())
-    }
-
-    fn apply(&mut self, batch: &mut Vec<Proposal>) {
-        self.index += batch.len() as u64;
-        let mut answers = Vec::with_capacity(batch.len());
-        let revision = {
-            let mut state = self.shared.state.write();
-            for proposal in batch.drain(..) {
-                answers.push((proposal.reply, state.apply(proposal.command)));
+    async fn write(&self, request: WriteRequest) -> Result<WriteOutcome, Error> {
+        let command =
+            Command::Write { key: request.key, expect: request.expect, change: request.change.into() };
+        match self.propose(command).await? {
+            Applied::Written { revision } => Ok(WriteOutcome::Written { revision }),
+            Applied::Unmet { current, revision } => {
+                let current = current.map(|record| self.shared.files.key_value(&record)).transpose()?;
+                Ok(WriteOutcome::Unmet { current, revision })
             }
-            state.revision()
-        };
-        self.applied.send_if_modified(|newest| std::mem::replace(newest, revision) != revision);
-        for (reply, answer) in answers {
-            let _ = reply.send(answer);
+            other => Err(unexpected(&other)),
         }
     }
 
-    /// Rolls segments, takes snapshots, drops what is no longer needed. Failing here costs space, not safety.
-    fn keep_house(&mut self) {
-        if let Err(error) = self.try_keep_house() {
-            tracing::warn!(%error, "could not tidy the data directory");
-        }
-    }
-
-    fn try_keep_house(&mut self) -> std::io::Result<()> {
-        let options = self.shared.options.clone();
-        if options.history_events_max > 0 {
-            // Some slack, so that compaction does not run for every write.
-            let mut state = self.shared.state.write();
-            if state.history_len() > options.history_events_max + options.history_events_max / 4
-                && let Some(revision) = state.revision_keeping(options.history_events_max)
-            {
-                state.apply(Command::Compact { revision });
-            }
-        }
-        if self.file_len >= options.segment_bytes {
-            let first = self.index + 1;
-            self.file = self.disk.append_to(&segment_name(first), 0)?;
-            self.disk.sync()?;
-            self.segments.push(first);
-            self.file_len = 0;
-        }
-        if self.snapshot_running.as_ref().is_some_and(|run| run.thread.is_finished())
-            && let Some(run) = self.snapshot_running.take()
-        {
-            let bytes =
-                run.thread.join().map_err(|_| std::io::Error::other("the snapshot thread panicked"))??;
-            self.last_snapshot_bytes = bytes;
-            self.snapshots.push(run.position);
-        }
-        if self.snapshot_running.is_none()
-            && self.since_snapshot >= options.snapshot_bytes.max(self.last_snapshot_bytes)
-        {
-            self.since_snapshot = 0;
-            self.begin_snapshot()?;
-        }
-        self.drop_old()
-    }
-
-    fn begin_snapshot(&mut self) -> std::io::Result<()> {
-        let (position, leases) = {
-            let mut state = self.shared.state.write();
-            let revision = state.revision();
-            state.pin(Some(revision));
-            let leases: Vec<(LeaseId, i64)> =
-                state.leases().iter().map(|(id, lease)| (*id, lease.ttl_seconds)).collect();
-            (Position { index: self.index, revision }, leases)
-        };
-        let (disk, shared) = (self.disk.clone(), self.shared.clone());
-        let thread = std::thread::Builder::new()
-            .name("etcd-snapshot".into())
-            .spawn(move || snapshot::write(&*disk, &shared.state, position, &leases))?;
-        self.snapshot_running = Some(SnapshotRun { position, thread });
-        Ok(())
-    }
-
-    /// A snapshot replaces everything before it once history before it has been compacted: until then the older one
-    /// is needed to give resuming watchers their events.
-    fn drop_old(&mut self) -> std::io::Result<()> {
+    async fn watch(&self, range: KeyRange, from: Revision) -> Result<WatchStream, Error> {
         let compacted = self.shared.state.read().compacted();
-        let Some(base) = self.snapshots.iter().rposition(|p| p.revision <= compacted) else { return Ok(()) };
-        for old in self.snapshots.drain(..base).collect::<Vec<_>>() {
-            self.disk.remove(&snapshot::name(old))?;
+        if from != 0 && from <= compacted {
+            return Err(Error::Compacted { compacted });
         }
-        let index = self.snapshots[0].index;
-        while self.segments.get(1).is_some_and(|next| *next <= index + 1) {
-            let first = self.segments.remove(0);
-            self.disk.remove(&segment_name(first))?;
-        }
-        Ok(())
+        let events = self.watch_ranges(vec![range], from, false);
+        Ok(Box::pin(futures::StreamExt::map(events, |batch| {
+            batch.map_err(|error| match error {
+                Error::Compacted { .. } => Error::TooSlow,
+                error => error,
+            })
+        })))
+    }
+
+    async fn revision(&self) -> Result<Revision, Error> {
+        Ok(self.current_revision())
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), Error> {
+        self.compact_to(revision, false).await
+    }
+
+    async fn lease_grant(&self, ttl_seconds: i64) -> Result<LeaseId, Error> {
+        Ok(self.grant(0, ttl_seconds).await?.id)
+    }
+
+    async fn lease_keep_alive(&self, lease: LeaseId) -> Result<(), Error> {
+        self.renew(lease).await.map(drop)
+    }
+
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<(), Error> {
+        self.revoke(lease).await
+    }
+
+    async fn size_bytes(&self) -> Result<u64, Error> {
+        Ok(self.size().bytes)
     }
 }

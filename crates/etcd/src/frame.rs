@@ -1,10 +1,16 @@
-//! Frames: what the log and snapshots are made of. One frame is one append, so a crash tears at most the last one.
+//! Frames: what logs, data files and checkpoints are made of. One frame is one append, so a crash tears at most the last one.
 //!
 //! Layout, little-endian: `crc32 u32 | payload length u32 | index u64 | payload`. The checksum covers everything
-//! after itself. `index` is the log index of the first entry in a log frame and a running number in a snapshot.
+//! after itself. `index` is the log index of the first entry in a log frame and a running number
+//! elsewhere.
 //!
 //! The next frame is appended only after the last one was synced. So a bad frame with nothing valid behind it is a
 //! torn tail that nobody was told about, and a bad frame with a valid one behind it is damage.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::disk::ReadFile;
 
 /// Bytes before the payload.
 pub const HEADER_LEN: usize = 16;
@@ -75,6 +81,78 @@ pub fn judge(bytes: &[u8], at: usize, next_index: u64) -> Tail {
         }
     }
     Tail::Torn { at }
+}
+
+/// Reads a file frame by frame, holding a window of it.
+pub struct Frames {
+    file: Arc<dyn ReadFile>,
+    len: u64,
+    /// Where the next frame begins.
+    at: u64,
+    window: Vec<u8>,
+    window_at: u64,
+}
+
+/// What is read at once.
+const WINDOW: u64 = 1 << 20;
+
+/// One intact frame of a file.
+pub struct FileFrame<'a> {
+    pub index: u64,
+    pub payload: &'a [u8],
+    /// Where in the file the frame begins and ends.
+    pub start: u64,
+    pub end: u64,
+}
+
+impl Frames {
+    pub fn new(file: Arc<dyn ReadFile>, at: u64) -> io::Result<Frames> {
+        let len = file.size()?;
+        Ok(Frames { file, len, at, window: Vec::new(), window_at: at })
+    }
+
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    pub fn size(&self) -> u64 {
+        self.len
+    }
+
+    /// The next frame; `None` at the end, and where a frame is cut short or damaged, which [`Frames::tail`] tells.
+    pub fn read_next(&mut self) -> io::Result<Option<FileFrame<'_>>> {
+        let start = self.at;
+        let Some(header) = self.fill(HEADER_LEN as u64)? else { return Ok(None) };
+        let len = u32::from_le_bytes(header[4..8].try_into().unwrap_or_default()) as usize;
+        if len > PAYLOAD_MAX || self.fill((HEADER_LEN + len) as u64)?.is_none() {
+            return Ok(None);
+        }
+        let Some(frame) = read(&self.window, (start - self.window_at) as usize) else { return Ok(None) };
+        self.at = self.window_at + frame.end as u64;
+        Ok(Some(FileFrame { index: frame.index, payload: frame.payload, start, end: self.at }))
+    }
+
+    /// Has `n` bytes from `at` on in the window; `None` where the file is shorter.
+    fn fill(&mut self, n: u64) -> io::Result<Option<&[u8]>> {
+        if self.at + n > self.len {
+            return Ok(None);
+        }
+        if self.at + n > self.window_at + self.window.len() as u64 {
+            let size = n.max(WINDOW).min(self.len - self.at);
+            self.window.resize(size as usize, 0);
+            self.window_at = self.at;
+            self.file.read_at(&mut self.window, self.at)?;
+        }
+        let from = (self.at - self.window_at) as usize;
+        Ok(Some(&self.window[from..from + n as usize]))
+    }
+
+    /// What lies where [`Frames::read_next`] ended.
+    pub fn tail(&mut self, next_index: u64) -> io::Result<Tail> {
+        let mut rest = vec![0; (self.len - self.at) as usize];
+        self.file.read_at(&mut rest, self.at)?;
+        Ok(judge(&rest, 0, next_index))
+    }
 }
 
 #[cfg(test)]

@@ -1,155 +1,213 @@
-//! Snapshots: the state at one log index, so that older log segments can go. Written in chunks while writers go on,
-//! read as of one revision; durable under a temporary name before they are renamed into place.
-//!
-//! A file is a sequence of [`frame`]s: a header, leases, key-values, and an end mark with their number, without which
-//! the file does not count.
+//! The whole state at one revision, for backups and hashes: read at leisure in the order of revisions while writers go
+//! on, and written back into an empty directory.
 
-use std::io;
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
-use parking_lot::RwLock;
-use storage::{KeyValue, LeaseId, Revision};
+use bytes::Bytes;
+use storage::{Error, KeyValue, Revision};
 
-use crate::command::{put_bytes, put_i64, take_bytes, take_i64, take_u8};
+use crate::checkpoint::{self, Position};
+use crate::cleaner::DataWriter;
 use crate::disk::Disk;
-use crate::frame;
-use crate::state::State;
+use crate::engine::{HashKv, Shared};
+use crate::files::without_value;
+use crate::record::Record;
+use crate::recovery;
+use crate::request::{Place, Value};
+use crate::state::Header;
 
-const VERSION: u8 = 1;
-const HEADER: u8 = 0;
-const LEASE: u8 = 1;
-const KEY_VALUES: u8 = 2;
-const END: u8 = 3;
+const CHUNK_KEYS: usize = 2048;
+/// Values read at once.
+const READ_BYTES: usize = 1 << 20;
 
-const CHUNK_KEYS: usize = 512;
-
-/// Where in the log a snapshot stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// The last log entry it includes.
-    pub index: u64,
-    pub revision: Revision,
+/// One version of a key. A tombstone has version 0 and no value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Position among the changes of its revision.
+    pub sub: u32,
+    pub kv: Arc<KeyValue>,
 }
 
-/// The file's name; sorts by index.
-pub fn name(position: Position) -> String {
-    format!("snapshot-{:016x}-{:016x}", position.index, position.revision)
+/// The state as it was when this was made.
+pub struct Snapshot {
+    shared: Arc<Shared>,
+    pub header: Header,
+    records: Option<std::vec::IntoIter<Arc<Record>>>,
 }
 
-pub fn parse_name(name: &str) -> Option<Position> {
-    let (index, revision) = name.strip_prefix("snapshot-")?.split_once('-')?;
-    Some(Position {
-        index: u64::from_str_radix(index, 16).ok()?,
-        revision: i64::from_str_radix(revision, 16).ok()?,
-    })
+impl Snapshot {
+    pub(crate) fn new(shared: Arc<Shared>) -> Snapshot {
+        let header = {
+            let mut state = shared.state.write();
+            let header = state.header();
+            state.pin(header.compacted);
+            header
+        };
+        Snapshot { shared, header, records: None }
+    }
+
+    /// Everything that is kept, in order: what is not superseded at the compacted revision, and all after it.
+    fn records(&self) -> Vec<Arc<Record>> {
+        let mut records: Vec<Arc<Record>> = Vec::new();
+        let mut from: Option<Arc<[u8]>> = Some(Arc::from(&[][..]));
+        let compacted = self.header.compacted;
+        while let Some(key) = from {
+            let (chunk, next) = self.shared.state.read().chunk(&key, self.header.revision, CHUNK_KEYS);
+            for (i, record) in chunk.iter().enumerate() {
+                let superseded = chunk
+                    .get(i + 1)
+                    .is_some_and(|later| later.key == record.key && later.mod_revision <= compacted);
+                let gone = record.mod_revision <= compacted && (superseded || record.is_tombstone());
+                if !gone {
+                    records.push(record.clone());
+                }
+            }
+            from = next;
+        }
+        records.sort_unstable_by_key(|record| record.position());
+        records
+    }
+
+    /// The next versions in the order of revisions, about `bytes_max` of them; `None` when that was all. Reads the
+    /// disk, so call it where blocking does no harm.
+    pub fn next(&mut self, bytes_max: usize) -> Result<Option<Vec<Version>>, Error> {
+        if self.records.is_none() {
+            self.records = Some(self.records().into_iter());
+        }
+        let Some(records) = &mut self.records else { return Ok(None) };
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while bytes < bytes_max.max(1)
+            && let Some(record) = records.next()
+        {
+            bytes += record.key.len() + record.len as usize + 64;
+            taken.push(record);
+        }
+        if taken.is_empty() {
+            return Ok(None);
+        }
+        let puts: Vec<Arc<Record>> = taken.iter().filter(|r| !r.is_tombstone()).cloned().collect();
+        let mut kvs = self.shared.files.key_values(&puts)?.into_iter();
+        let version = |record: Arc<Record>| {
+            let kv = if record.is_tombstone() { None } else { kvs.next() };
+            Version { sub: record.sub, kv: kv.unwrap_or_else(|| Arc::new(without_value(&record))) }
+        };
+        Ok(Some(taken.into_iter().map(version).collect()))
+    }
+
+    /// etcd's hash of its key bucket: CRC-32C over the bucket's name and every revision with its protobuf message.
+    pub(crate) fn hash_kv(&mut self, upto: Revision) -> Result<HashKv, Error> {
+        let mut hash = crc32c::crc32c(b"key");
+        let mut bytes = Vec::new();
+        while let Some(versions) = self.next(READ_BYTES)? {
+            for Version { sub, kv } in versions.iter().filter(|v| v.kv.mod_revision <= upto) {
+                bytes.clear();
+                revision_key(&mut bytes, kv.mod_revision, *sub, kv.version == 0);
+                key_value_message(&mut bytes, kv);
+                hash = crc32c::crc32c_append(hash, &bytes);
+            }
+        }
+        Ok(HashKv { hash, revision: upto, compacted: self.header.compacted })
+    }
+
+    pub(crate) fn hash(&mut self) -> Result<u32, Error> {
+        let HashKv { hash, revision, .. } = self.hash_kv(self.header.revision)?;
+        let mut rest = Vec::new();
+        for (id, ttl, _) in &self.header.leases {
+            rest.extend_from_slice(&id.to_le_bytes());
+            rest.extend_from_slice(&ttl.to_le_bytes());
+        }
+        for (key, value) in &self.header.meta {
+            rest.extend_from_slice(key);
+            rest.extend_from_slice(value);
+        }
+        rest.extend_from_slice(&revision.to_le_bytes());
+        Ok(crc32c::crc32c_append(hash, &rest))
+    }
 }
 
-/// Writes the state at `position`, whose leases were `leases` then. The caller keeps `position.revision` from being
-/// compacted away meanwhile. Returns the file's length.
-pub fn write(
-    disk: &dyn Disk,
-    state: &RwLock<State>,
-    position: Position,
-    leases: &[(LeaseId, i64)],
-) -> io::Result<u64> {
-    let temporary = format!("{}.tmp", name(position));
-    let mut file = disk.append_to(&temporary, 0)?;
-    let (mut buffer, mut frames, mut written) = (Vec::new(), 0u64, 0u64);
-    let mut emit = |body: &dyn Fn(&mut Vec<u8>)| -> io::Result<()> {
-        buffer.clear();
-        let at = frame::begin(&mut buffer, frames);
-        body(&mut buffer);
-        frame::finish(&mut buffer, at);
-        frames += 1;
-        written += buffer.len() as u64;
-        file.append(&buffer)
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        self.shared.state.write().unpin(self.header.compacted);
+    }
+}
+
+/// A key of etcd's key bucket: main and sub revision, big-endian, and a mark on tombstones.
+pub fn revision_key(out: &mut Vec<u8>, main: Revision, sub: u32, tombstone: bool) {
+    out.extend_from_slice(&main.to_be_bytes());
+    out.push(b'_');
+    out.extend_from_slice(&i64::from(sub).to_be_bytes());
+    if tombstone {
+        out.push(b't');
+    }
+}
+
+/// A value of etcd's key bucket: the protobuf message `mvccpb.KeyValue`. Of a tombstone it has the key only.
+pub fn key_value_message(out: &mut Vec<u8>, kv: &KeyValue) {
+    let varint = |out: &mut Vec<u8>, mut n: u64| {
+        while n >= 0x80 {
+            out.push(n as u8 | 0x80);
+            n >>= 7;
+        }
+        out.push(n as u8);
     };
-    emit(&|out| {
-        out.push(HEADER);
-        out.push(VERSION);
-        put_i64(out, position.index as i64);
-        put_i64(out, position.revision);
-    })?;
-    for (id, ttl_seconds) in leases {
-        emit(&|out| {
-            out.push(LEASE);
-            put_i64(out, *id);
-            put_i64(out, *ttl_seconds);
-        })?;
-    }
-    let (mut from, mut keys) = (bytes::Bytes::new(), 0i64);
-    loop {
-        let (kvs, next) = state.read().chunk(&from, position.revision, CHUNK_KEYS);
-        keys += kvs.len() as i64;
-        emit(&|out| {
-            out.push(KEY_VALUES);
-            for kv in &kvs {
-                put_i64(out, kv.create_revision);
-                put_i64(out, kv.mod_revision);
-                put_i64(out, kv.version);
-                put_i64(out, kv.lease);
-                put_bytes(out, &kv.key);
-                put_bytes(out, &kv.value);
-            }
-        })?;
-        match next {
-            Some(key) => from = key,
-            None => break,
+    let bytes = |out: &mut Vec<u8>, tag: u8, bytes: &[u8]| {
+        if !bytes.is_empty() {
+            out.push(tag << 3 | 2);
+            varint(out, bytes.len() as u64);
+            out.extend_from_slice(bytes);
         }
+    };
+    bytes(out, 1, &kv.key);
+    if kv.version == 0 {
+        return;
     }
-    emit(&|out| {
-        out.push(END);
-        put_i64(out, keys);
-    })?;
-    file.sync()?;
-    disk.rename(&temporary, &name(position))?;
-    Ok(written)
-}
-
-/// Reads a snapshot back; the error says what is wrong with it.
-pub fn read(bytes: &[u8]) -> Result<(Position, State), String> {
-    let mut at = 0;
-    let mut position = None;
-    let (mut leases, mut kvs, mut complete) = (Vec::new(), Vec::new(), false);
-    while let Some(frame) = frame::read(bytes, at) {
-        let mut input = frame.payload;
-        parse_frame(&mut input, &mut position, &mut leases, &mut kvs, &mut complete)
-            .ok_or_else(|| format!("the frame at byte {at} is malformed"))?;
-        at = frame.end;
+    for (tag, n) in [(2, kv.create_revision), (3, kv.mod_revision), (4, kv.version)] {
+        out.push(tag << 3);
+        varint(out, n as u64);
     }
-    match position {
-        Some(position) if complete && at == bytes.len() => {
-            Ok((position, State::restored(position.revision, kvs, leases)))
-        }
-        _ => Err(format!("damaged or cut short at byte {at} of {}", bytes.len())),
+    bytes(out, 5, &kv.value);
+    if kv.lease != 0 {
+        out.push(6 << 3);
+        varint(out, kv.lease as u64);
     }
 }
 
-fn parse_frame(
-    input: &mut &[u8],
-    position: &mut Option<Position>,
-    leases: &mut Vec<(LeaseId, i64)>,
-    kvs: &mut Vec<Arc<KeyValue>>,
-    complete: &mut bool,
-) -> Option<()> {
-    match take_u8(input)? {
-        HEADER => {
-            if take_u8(input)? != VERSION {
-                return None;
-            }
-            *position = Some(Position { index: take_i64(input)? as u64, revision: take_i64(input)? });
-        }
-        LEASE => leases.push((take_i64(input)?, take_i64(input)?)),
-        KEY_VALUES => {
-            while !input.is_empty() {
-                let (create_revision, mod_revision) = (take_i64(input)?, take_i64(input)?);
-                let (version, lease) = (take_i64(input)?, take_i64(input)?);
-                let (key, value) = (take_bytes(input)?, take_bytes(input)?);
-                kvs.push(Arc::new(KeyValue { key, value, create_revision, mod_revision, version, lease }));
-            }
-        }
-        END => *complete = take_i64(input)? == kvs.len() as i64,
-        _ => return None,
+/// Writes a state into an empty directory, which [`Engine::open`](crate::Engine::open) then finds. `versions` come in
+/// the order of revisions.
+pub fn restore(
+    disk: &dyn Disk,
+    header: &Header,
+    versions: impl Iterator<Item = Result<Version, Error>>,
+) -> Result<(), Error> {
+    let failed = |e: std::io::Error| Error::Unavailable(format!("restore: {e}"));
+    if !disk.list().map_err(failed)?.iter().all(|name| name == "LOCK") {
+        return Err(Error::Unavailable("restore: the data directory is not empty".into()));
     }
-    Some(())
+    recovery::check_version(disk)?;
+    let next_file = AtomicU32::new(1);
+    let mut writer = DataWriter::new(disk, &next_file, 64 << 20);
+    let mut keys: HashMap<Bytes, Arc<[u8]>> = HashMap::new();
+    let mut records = Vec::new();
+    for version in versions {
+        let Version { sub, kv } = version?;
+        let key = keys.entry(kv.key.clone()).or_insert_with(|| Arc::from(&kv.key[..])).clone();
+        if kv.version == 0 {
+            records.push(Arc::new(Record::tombstone(key, kv.mod_revision, sub)));
+            continue;
+        }
+        let value = Value::from(kv.value.clone());
+        let (len, crc) = (value.len, value.crc);
+        let place =
+            if len == 0 { Place::default() } else { writer.add(kv.key.clone(), value).map_err(failed)? };
+        let revisions = (kv.create_revision, kv.mod_revision, sub);
+        records.push(Arc::new(Record::put(key, revisions, kv.version, kv.lease, (len, crc, place))));
+    }
+    writer.finish().map_err(failed)?;
+    records.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(a.position().cmp(&b.position())));
+    let position = Position { index: 0, revision: header.revision, file: 0, offset: 0 };
+    let chunks = records.chunks(4096).map(<[Arc<Record>]>::to_vec);
+    checkpoint::write_chunks(disk, position, header, chunks).map_err(failed)?;
+    disk.sync().map_err(failed)
 }

@@ -1,70 +1,71 @@
-//! The state machine: a multi-version map, leases, and the history of events. Pure and deterministic: applying the
-//! same commands gives the same state. No I/O, no clock.
+//! The state machine: a multi-version map, leases, alarms, meta keys, and the history of events. Pure and
+//! deterministic: applying the same commands gives the same state. No I/O, no clock; values, which lie elsewhere, are
+//! asked for through [`Values`] where a transaction compares them.
 //!
-//! Sketch: a key costs its bytes, one `Arc<KeyValue>` (about 130 B) and a map slot. A write touches one map entry
-//! and appends one event that shares the value. Readers hold the lock for the time of cloning `Arc`s.
+//! Sketch: a version costs one [`Record`] (88 B with its counts), a pointer in history, and for the first version of a
+//! key the key itself and a map slot of 32 B; about 200 B in all for a key of 30 B. A write finds its key in the map and
+//! allocates the record. Readers hold the lock for the time of cloning pointers. Compaction only sets a number;
+//! [`State::sweep`] then drops superseded versions a few at a time, in the order of history, so nobody waits for it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use storage::{
-    Error, Event, Expect, KeyRange, KeyValue, LeaseId, RangeRequest, RangeResponse, Revision, WriteOutcome,
-};
+use storage::{Error, Expect, KeyRange, LeaseId, Revision};
 
 use crate::command::{ChangeTo, Command};
+use crate::record::Record;
+use crate::request::{
+    Alarm, Compare, CompareTarget, DeleteRange, Op, Place, Put, Query, Sort, SortTarget, Txn, Value,
+};
 
-/// A key's life since the last compaction, oldest first.
-#[derive(Clone, Debug)]
-enum Version {
-    Put(Arc<KeyValue>),
-    Tombstone(Revision),
+/// Where the state finds a value.
+pub trait Values {
+    fn value(&self, record: &Record) -> Result<Bytes, Error>;
 }
 
-impl Version {
-    fn revision(&self) -> Revision {
-        match self {
-            Version::Put(kv) => kv.mod_revision,
-            Version::Tombstone(revision) => *revision,
-        }
-    }
-}
-
-/// Most keys have one version; those keep it without a vector.
+/// A key's life since the last compaction, oldest first. Most keys have one version; those keep it without a vector.
+/// The box keeps a map slot at 16 B.
 #[derive(Debug)]
+#[allow(clippy::box_collection)]
 enum History {
-    One(Version),
-    Many(Vec<Version>),
+    One(Arc<Record>),
+    Many(Box<Vec<Arc<Record>>>),
 }
 
 impl History {
-    fn versions(&self) -> &[Version] {
+    fn versions(&self) -> &[Arc<Record>] {
         match self {
             History::One(v) => std::slice::from_ref(v),
             History::Many(v) => v,
         }
     }
 
-    fn push(&mut self, version: Version) {
+    fn push(&mut self, version: Arc<Record>) {
         match self {
-            History::One(first) => *self = History::Many(vec![first.clone(), version]),
+            History::One(first) => *self = History::Many(Box::new(vec![first.clone(), version])),
             History::Many(v) => v.push(version),
         }
     }
 
-    fn latest(&self) -> Option<&Arc<KeyValue>> {
-        match self.versions().last() {
-            Some(Version::Put(kv)) => Some(kv),
-            _ => None,
-        }
+    fn latest(&self) -> Option<&Arc<Record>> {
+        self.versions().last().filter(|v| !v.is_tombstone())
     }
 
-    fn at(&self, revision: Revision) -> Option<&Arc<KeyValue>> {
-        match self.versions().iter().rev().find(|v| v.revision() <= revision) {
-            Some(Version::Put(kv)) => Some(kv),
-            _ => None,
-        }
+    fn at(&self, revision: Revision) -> Option<&Arc<Record>> {
+        let versions = self.versions();
+        let upto = match versions.last() {
+            Some(last) if last.mod_revision <= revision => versions.len(),
+            _ => versions.partition_point(|v| v.mod_revision <= revision),
+        };
+        versions[..upto].last().filter(|v| !v.is_tombstone())
+    }
+
+    /// The version before `position`, unless that was a deletion or is no longer known.
+    fn before(&self, position: (Revision, u32)) -> Option<&Arc<Record>> {
+        let versions = self.versions();
+        versions[..versions.partition_point(|v| v.position() < position)].last().filter(|v| !v.is_tombstone())
     }
 }
 
@@ -72,30 +73,133 @@ impl History {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lease {
     pub ttl_seconds: i64,
-    pub keys: BTreeSet<Bytes>,
+    /// What was left when that was last noted; 0 is all of it.
+    pub remaining_seconds: i64,
+    pub keys: BTreeSet<Arc<[u8]>>,
+}
+
+/// What a range found, before values are fetched.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub records: Vec<Arc<Record>>,
+    pub more: bool,
+    pub count: usize,
+    pub revision: Revision,
+    pub keys_only: bool,
+    /// Order by value and cut to this many, which needs the values.
+    pub by_value: Option<(bool, usize)>,
+}
+
+/// What a transaction did, before values are fetched.
+#[derive(Debug)]
+pub struct Transacted {
+    pub succeeded: bool,
+    pub revision: Revision,
+    pub outcomes: Vec<Done>,
+}
+
+#[derive(Debug)]
+pub enum Done {
+    Range(Found),
+    Put { previous: Option<Arc<Record>> },
+    DeleteRange { deleted: usize, previous: Vec<Arc<Record>> },
+    Txn(Transacted),
 }
 
 /// What applying a command gave.
 #[derive(Debug)]
 pub enum Applied {
-    Write(Result<WriteOutcome, Error>),
-    Done(Result<(), Error>),
+    Written {
+        revision: Revision,
+    },
+    Unmet {
+        current: Option<Arc<Record>>,
+        revision: Revision,
+    },
+    Transacted(Transacted),
+    /// The bucket's version, and whether the writer's expectation held.
+    Meta {
+        version: u64,
+        written: bool,
+    },
+    /// Whether the command changed anything.
+    Done {
+        changed: bool,
+    },
+    Refused(Error),
 }
+
+/// One event of history, before values are fetched.
+#[derive(Debug)]
+pub struct Happened {
+    pub record: Arc<Record>,
+    pub previous: Option<Arc<Record>>,
+}
+
+impl Transacted {
+    /// Bytes of values that the answer holds.
+    pub fn reading(&self) -> usize {
+        let bytes = |records: &[Arc<Record>]| records.iter().map(|r| r.len as usize).sum::<usize>();
+        self.outcomes
+            .iter()
+            .map(|done| match done {
+                Done::Range(found) => bytes(&found.records),
+                Done::Put { previous } => previous.as_ref().map_or(0, |r| r.len as usize),
+                Done::DeleteRange { previous, .. } => bytes(previous),
+                Done::Txn(nested) => nested.reading(),
+            })
+            .sum()
+    }
+}
+
+impl Happened {
+    /// Bytes of values that the event holds.
+    pub fn reading(&self) -> usize {
+        self.record.len as usize + self.previous.as_ref().map_or(0, |r| r.len as usize)
+    }
+}
+
+/// Bounds on one batch of events. At least one revision is always given, and revisions are never split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventsMax {
+    pub events: usize,
+    pub bytes: usize,
+}
+
+/// Events looked at under one hold of the lock.
+const EVENTS_SCANNED_MAX: usize = 1 << 14;
 
 /// Everything a member knows.
 #[derive(Debug)]
 pub struct State {
     revision: Revision,
     compacted: Revision,
-    keys: BTreeMap<Bytes, History>,
-    /// Keys with more to their history than one put: what compaction has to visit.
-    changed: BTreeSet<Bytes>,
-    /// Every event after `compacted`, in revision order.
-    events: VecDeque<Event>,
+    keys: BTreeMap<Arc<[u8]>, History>,
+    /// Every version that compaction has not passed by, in order.
+    events: VecDeque<Arc<Record>>,
     leases: HashMap<LeaseId, Lease>,
+    alarms: BTreeSet<Alarm>,
+    meta: BTreeMap<Bytes, Bytes>,
+    meta_version: u64,
     live_keys: usize,
-    /// A snapshot is reading as of this revision: compaction must leave it readable.
-    pinned: Option<Revision>,
+    bytes_in_use: u64,
+    /// Bytes that are in use by file: values and what the log keeps with them.
+    file_use: HashMap<u32, u64>,
+    /// Somebody is reading as of these revisions (with a count): sweeping must leave them readable. Only what is kept
+    /// in memory depends on it, never an answer.
+    pins: BTreeMap<Revision, usize>,
+    /// Changes made so far by the transaction being applied.
+    changes: u32,
+    /// What was put since [`State::take_fresh`].
+    fresh: Vec<Fresh>,
+}
+
+/// A version just put, with the bytes that came with it.
+#[derive(Debug)]
+pub struct Fresh {
+    pub record: Arc<Record>,
+    pub key: Bytes,
+    pub value: Bytes,
 }
 
 impl Default for State {
@@ -104,37 +208,92 @@ impl Default for State {
             revision: 1,
             compacted: 0,
             keys: BTreeMap::new(),
-            changed: BTreeSet::new(),
             events: VecDeque::new(),
             leases: HashMap::new(),
+            alarms: BTreeSet::new(),
+            meta: BTreeMap::new(),
+            meta_version: 0,
             live_keys: 0,
-            pinned: None,
+            bytes_in_use: 0,
+            file_use: HashMap::new(),
+            pins: BTreeMap::new(),
+            changes: 0,
+            fresh: Vec::new(),
         }
     }
 }
 
+/// The parts of a state that are not versions of keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    pub revision: Revision,
+    pub compacted: Revision,
+    /// Id, granted and remaining seconds.
+    pub leases: Vec<(LeaseId, i64, i64)>,
+    pub alarms: Vec<Alarm>,
+    pub meta: Vec<(Bytes, Bytes)>,
+    pub meta_version: u64,
+}
+
 impl State {
-    /// A state as a snapshot tells it: present at `revision`, nothing known before.
-    pub fn restored(
-        revision: Revision,
-        kvs: impl IntoIterator<Item = Arc<KeyValue>>,
-        leases: impl IntoIterator<Item = (LeaseId, i64)>,
-    ) -> State {
-        let mut state = State { revision, compacted: revision, ..State::default() };
-        state.leases = leases
+    /// A state as a snapshot tells it. Versions of one key follow each other, oldest first, and keys ascend.
+    pub fn restored(header: Header, versions: impl IntoIterator<Item = Record>) -> State {
+        let mut state = State {
+            revision: header.revision,
+            compacted: header.compacted,
+            alarms: header.alarms.into_iter().collect(),
+            meta: header.meta.into_iter().collect(),
+            meta_version: header.meta_version,
+            ..State::default()
+        };
+        state.leases = header
+            .leases
             .into_iter()
-            .map(|(id, ttl_seconds)| (id, Lease { ttl_seconds, ..Lease::default() }))
+            .map(|(id, ttl_seconds, remaining_seconds)| {
+                (id, Lease { ttl_seconds, remaining_seconds, ..Lease::default() })
+            })
             .collect();
-        for kv in kvs {
-            if let Some(lease) = state.leases.get_mut(&kv.lease) {
-                lease.keys.insert(kv.key.clone());
+        let mut keys: Vec<(Arc<[u8]>, History)> = Vec::new();
+        for mut record in versions {
+            match keys.last_mut() {
+                Some((key, history)) if **key == *record.key => {
+                    record.key = key.clone();
+                    history.push(Arc::new(record));
+                }
+                _ => keys.push((record.key.clone(), History::One(Arc::new(record)))),
             }
-            state.keys.insert(kv.key.clone(), History::One(Version::Put(kv)));
         }
-        state.live_keys = state.keys.len();
-        // Nothing at or before the snapshot's revision can be replayed to a watcher, but the state itself can be read.
-        state.compacted = if revision > 1 { revision } else { 0 };
+        let mut events = Vec::new();
+        for (key, history) in &keys {
+            for record in history.versions() {
+                state.account(record);
+                events.push(record.clone());
+            }
+            if let Some(latest) = history.latest() {
+                state.live_keys += 1;
+                if let Some(lease) = state.leases.get_mut(&latest.lease) {
+                    lease.keys.insert(key.clone());
+                }
+            }
+        }
+        events.sort_unstable_by_key(|record| record.position());
+        state.events = events.into();
+        state.keys = keys.into_iter().collect();
         state
+    }
+
+    pub fn header(&self) -> Header {
+        let mut leases: Vec<(LeaseId, i64, i64)> =
+            self.leases.iter().map(|(id, l)| (*id, l.ttl_seconds, l.remaining_seconds)).collect();
+        leases.sort_unstable();
+        Header {
+            revision: self.revision,
+            compacted: self.compacted,
+            leases,
+            alarms: self.alarms.iter().copied().collect(),
+            meta: self.meta.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            meta_version: self.meta_version,
+        }
     }
 
     pub fn revision(&self) -> Revision {
@@ -153,177 +312,452 @@ impl State {
         self.events.len()
     }
 
+    pub fn bytes_in_use(&self) -> u64 {
+        self.bytes_in_use
+    }
+
+    pub fn file_use(&self) -> &HashMap<u32, u64> {
+        &self.file_use
+    }
+
     /// The revision to compact at so that at most `keep` events remain.
     pub fn revision_keeping(&self, keep: usize) -> Option<Revision> {
         let cut = self.events.len().checked_sub(keep)?;
-        self.events.get(cut.checked_sub(1)?).map(Event::revision)
+        self.events.get(cut.checked_sub(1)?).map(|e| e.mod_revision).filter(|r| *r > self.compacted)
     }
 
     pub fn leases(&self) -> &HashMap<LeaseId, Lease> {
         &self.leases
     }
 
-    /// Keeps `revision` physically readable through compactions until unpinned with `None`. Only what is kept in
-    /// memory depends on it, never an answer.
-    pub fn pin(&mut self, revision: Option<Revision>) {
-        self.pinned = revision;
+    pub fn alarms(&self) -> &BTreeSet<Alarm> {
+        &self.alarms
     }
 
-    pub fn apply(&mut self, command: Command) -> Applied {
-        match command {
-            Command::Write { key, expect, change } => Applied::Write(self.write(key, expect, change)),
-            Command::LeaseGrant { lease, ttl_seconds } => {
-                self.leases.entry(lease).or_default().ttl_seconds = ttl_seconds;
-                Applied::Done(Ok(()))
+    pub fn meta(&self) -> &BTreeMap<Bytes, Bytes> {
+        &self.meta
+    }
+
+    pub fn meta_version(&self) -> u64 {
+        self.meta_version
+    }
+
+    /// Keeps everything that can be read at `revision` or later until [`State::unpin`].
+    pub fn pin(&mut self, revision: Revision) {
+        *self.pins.entry(revision).or_default() += 1;
+    }
+
+    pub fn unpin(&mut self, revision: Revision) {
+        if let Some(count) = self.pins.get_mut(&revision) {
+            *count -= 1;
+            if *count == 0 {
+                self.pins.remove(&revision);
             }
-            Command::LeaseRevoke { lease } => Applied::Done(self.revoke(lease)),
-            Command::Compact { revision } => Applied::Done(self.compact(revision)),
         }
     }
 
-    fn write(&mut self, key: Bytes, expect: Expect, change: ChangeTo) -> Result<WriteOutcome, Error> {
-        let current = self.keys.get(&key).and_then(History::latest).cloned();
+    pub fn apply(&mut self, command: Command, values: &dyn Values) -> Applied {
+        let done = |changed| Applied::Done { changed };
+        match command {
+            Command::Write { key, expect, change } => self.write(&key, expect, change),
+            Command::Txn(txn) => match self.transact(txn, values) {
+                Ok(transacted) => Applied::Transacted(transacted),
+                Err(error) => Applied::Refused(error),
+            },
+            Command::LeaseGrant { lease, ttl_seconds } => {
+                if self.leases.contains_key(&lease) {
+                    return Applied::Refused(Error::LeaseExists);
+                }
+                self.leases.insert(lease, Lease { ttl_seconds, ..Lease::default() });
+                done(true)
+            }
+            Command::LeaseRevoke { lease } => self.revoke(lease),
+            Command::LeaseRemaining(leases) => {
+                for (id, seconds) in leases {
+                    if let Some(lease) = self.leases.get_mut(&id) {
+                        lease.remaining_seconds = seconds;
+                    }
+                }
+                done(true)
+            }
+            Command::Compact { revision } => self.compact(revision),
+            Command::Alarm { alarm, raised } => {
+                done(if raised { self.alarms.insert(alarm) } else { self.alarms.remove(&alarm) })
+            }
+            Command::Meta { expect, changes } => {
+                let written = expect.is_none_or(|version| version == self.meta_version);
+                if written {
+                    self.meta_version += 1;
+                    for (key, value) in changes {
+                        match value {
+                            Some(value) => self.meta.insert(key, value),
+                            None => self.meta.remove(&key),
+                        };
+                    }
+                }
+                Applied::Meta { version: self.meta_version, written }
+            }
+        }
+    }
+
+    fn latest(&self, key: &[u8]) -> Option<&Arc<Record>> {
+        self.keys.get(key).and_then(History::latest)
+    }
+
+    fn write(&mut self, key: &Bytes, expect: Expect, change: ChangeTo) -> Applied {
+        let current = self.latest(key).cloned();
         let met = match expect {
             Expect::Anything => true,
             Expect::Absent => current.is_none(),
             Expect::ModRevision(revision) => current.as_ref().is_some_and(|kv| kv.mod_revision == revision),
         };
-        let deletes_nothing = current.is_none() && change == ChangeTo::Delete;
-        if !met || deletes_nothing {
-            return Ok(WriteOutcome::Unmet { current, revision: self.revision });
+        if !met || (current.is_none() && change == ChangeTo::Delete) {
+            return Applied::Unmet { current, revision: self.revision };
         }
+        self.changes = 0;
         match change {
             ChangeTo::Put { value, lease } => {
                 if lease != 0 && !self.leases.contains_key(&lease) {
-                    return Err(Error::LeaseNotFound);
+                    return Applied::Refused(Error::LeaseNotFound);
                 }
-                self.revision += 1;
-                self.put(key, value, lease, current.clone());
+                self.put(key, &value, lease, current);
             }
             ChangeTo::Delete => {
-                self.revision += 1;
-                if let Some(kv) = current.clone() {
-                    self.delete(kv);
+                if let Some(current) = current {
+                    self.delete(&current);
                 }
             }
         }
-        Ok(WriteOutcome::Written { revision: self.revision, previous: current })
+        self.revision += 1;
+        Applied::Written { revision: self.revision }
     }
 
-    fn put(&mut self, key: Bytes, value: Bytes, lease: LeaseId, previous: Option<Arc<KeyValue>>) {
-        // One allocation for the key serves the map, the value and every later version.
-        let key = previous.as_ref().map_or(key, |p| p.key.clone());
-        let kv = Arc::new(KeyValue {
-            create_revision: previous.as_ref().map_or(self.revision, |p| p.create_revision),
-            mod_revision: self.revision,
-            version: previous.as_ref().map_or(1, |p| p.version + 1),
-            lease,
-            key: key.clone(),
-            value,
-        });
+    /// Makes a change of the revision that is under way.
+    fn put(&mut self, key: &Bytes, value: &Value, lease: LeaseId, previous: Option<Arc<Record>>) {
+        let revision = self.revision + 1;
+        // One allocation of the key serves the map and every version.
+        let shared = match &previous {
+            Some(previous) => previous.key.clone(),
+            None => {
+                self.keys.get_key_value(&key[..]).map_or_else(|| Arc::from(&key[..]), |(key, _)| key.clone())
+            }
+        };
+        let create = previous.as_ref().map_or(revision, |p| p.create_revision);
+        let version = previous.as_ref().map_or(1, |p| p.version + 1);
         if let Some(p) = &previous
             && p.lease != lease
             && let Some(old) = self.leases.get_mut(&p.lease)
         {
-            old.keys.remove(&key);
+            old.keys.remove(&key[..]);
         }
-        if let Some(new) = self.leases.get_mut(&lease) {
-            new.keys.insert(key.clone());
+        if lease != 0
+            && let Some(new) = self.leases.get_mut(&lease)
+        {
+            new.keys.insert(shared.clone());
         }
         if previous.is_none() {
             self.live_keys += 1;
         }
-        self.remember(key, Version::Put(kv.clone()));
-        self.events.push_back(Event::Put { kv, previous });
+        let place = if value.len == 0 { Place::default() } else { value.place };
+        let record = self.remember(Record::put(
+            shared,
+            (create, revision, self.changes),
+            version,
+            lease,
+            (value.len, value.crc, place),
+        ));
+        if value.len > 0 && value.bytes.len() == value.len as usize {
+            self.fresh.push(Fresh { record, key: key.clone(), value: value.bytes.clone() });
+        }
     }
 
-    fn delete(&mut self, previous: Arc<KeyValue>) {
-        let key = previous.key.clone();
+    fn delete(&mut self, previous: &Record) {
         if let Some(lease) = self.leases.get_mut(&previous.lease) {
-            lease.keys.remove(&key);
+            lease.keys.remove(&previous.key);
         }
         self.live_keys -= 1;
-        self.remember(key.clone(), Version::Tombstone(self.revision));
-        self.events.push_back(Event::Delete { key, revision: self.revision, previous: Some(previous) });
+        self.remember(Record::tombstone(previous.key.clone(), self.revision + 1, self.changes));
     }
 
-    fn remember(&mut self, key: Bytes, version: Version) {
-        match self.keys.entry(key.clone()) {
-            std::collections::btree_map::Entry::Vacant(slot) => {
-                slot.insert(History::One(version));
+    fn remember(&mut self, record: Record) -> Arc<Record> {
+        self.changes += 1;
+        self.account(&record);
+        let record = Arc::new(record);
+        self.events.push_back(record.clone());
+        match self.keys.get_mut(&record.key) {
+            Some(history) => history.push(record.clone()),
+            None => {
+                self.keys.insert(record.key.clone(), History::One(record.clone()));
             }
-            std::collections::btree_map::Entry::Occupied(mut slot) => {
-                slot.get_mut().push(version);
-                self.changed.insert(key);
-            }
+        }
+        record
+    }
+
+    fn account(&mut self, record: &Record) {
+        self.bytes_in_use += record.cost();
+        if record.len > 0 {
+            *self.file_use.entry(record.place().file).or_default() += record.stored();
         }
     }
 
-    fn revoke(&mut self, lease: LeaseId) -> Result<(), Error> {
-        let Some(gone) = self.leases.remove(&lease) else { return Err(Error::LeaseNotFound) };
-        let doomed: Vec<Arc<KeyValue>> =
-            gone.keys.iter().filter_map(|k| self.keys.get(k).and_then(History::latest).cloned()).collect();
-        if !doomed.is_empty() {
+    /// What was put since the last call, with the bytes that came with it.
+    pub fn take_fresh(&mut self) -> Vec<Fresh> {
+        std::mem::take(&mut self.fresh)
+    }
+
+    fn transact(&mut self, txn: Txn, values: &dyn Values) -> Result<Transacted, Error> {
+        // As in etcd: every compare, also of nested transactions, is decided before anything is written.
+        let mut path = VecDeque::new();
+        self.choose(&txn, values, &mut path)?;
+        let mut steps = path.iter().copied();
+        self.check_puts(&txn, &mut steps)?;
+        let mut steps = path.iter().copied();
+        self.check_ranges(&txn, &mut steps)?;
+        self.changes = 0;
+        let mut transacted = self.run(txn, &mut path);
+        if self.changes > 0 {
+            self.revision += 1;
+            set_revision(&mut transacted, self.revision);
+        }
+        Ok(transacted)
+    }
+
+    /// Runs a transaction that writes nothing.
+    pub fn read(&self, txn: &Txn, values: &dyn Values) -> Result<Transacted, Error> {
+        let mut path = VecDeque::new();
+        self.choose(txn, values, &mut path)?;
+        self.check_ranges(txn, &mut path.iter().copied())?;
+        Ok(self.run_reads(txn, &mut path))
+    }
+
+    fn run_reads(&self, txn: &Txn, path: &mut VecDeque<bool>) -> Transacted {
+        let succeeded = path.pop_front().unwrap_or(false);
+        let ops = if succeeded { &txn.success } else { &txn.failure };
+        let outcomes = ops
+            .iter()
+            .map(|op| match op {
+                Op::Range(query) => Done::Range(self.find(query)),
+                Op::Txn(txn) => Done::Txn(self.run_reads(txn, path)),
+                Op::Put(_) => Done::Put { previous: None },
+                Op::DeleteRange(_) => Done::DeleteRange { deleted: 0, previous: Vec::new() },
+            })
+            .collect();
+        Transacted { succeeded, revision: self.revision, outcomes }
+    }
+
+    /// Which branches are taken, in the order they are met.
+    fn choose(&self, txn: &Txn, values: &dyn Values, path: &mut VecDeque<bool>) -> Result<(), Error> {
+        let mut succeeded = true;
+        for compare in &txn.compares {
+            if !self.holds(compare, values)? {
+                succeeded = false;
+                break;
+            }
+        }
+        path.push_back(succeeded);
+        for op in if succeeded { &txn.success } else { &txn.failure } {
+            if let Op::Txn(nested) = op {
+                self.choose(nested, values, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn holds(&self, compare: &Compare, values: &dyn Values) -> Result<bool, Error> {
+        let mut found = false;
+        for record in self.histories(&compare.range).filter_map(History::latest) {
+            found = true;
+            let order = match &compare.target {
+                CompareTarget::Create(n) => record.create_revision.cmp(n),
+                CompareTarget::Mod(n) => record.mod_revision.cmp(n),
+                CompareTarget::Version(n) => record.version.cmp(n),
+                CompareTarget::Lease(n) => record.lease.cmp(n),
+                CompareTarget::Value(wanted) => values.value(record)?.cmp(wanted),
+            };
+            if !compare.op.holds(order) {
+                return Ok(false);
+            }
+        }
+        if found {
+            return Ok(true);
+        }
+        Ok(match &compare.target {
+            CompareTarget::Value(_) => false,
+            CompareTarget::Create(n)
+            | CompareTarget::Mod(n)
+            | CompareTarget::Version(n)
+            | CompareTarget::Lease(n) => compare.op.holds(0.cmp(n)),
+        })
+    }
+
+    fn check_puts(&self, txn: &Txn, path: &mut impl Iterator<Item = bool>) -> Result<(), Error> {
+        for op in if path.next().unwrap_or(false) { &txn.success } else { &txn.failure } {
+            match op {
+                Op::Put(put) => {
+                    if put.lease != 0 && !put.ignore_lease && !self.leases.contains_key(&put.lease) {
+                        return Err(Error::LeaseNotFound);
+                    }
+                    if (put.ignore_value || put.ignore_lease) && self.latest(&put.key).is_none() {
+                        return Err(Error::KeyNotFound);
+                    }
+                }
+                Op::Txn(nested) => self.check_puts(nested, path)?,
+                Op::Range(_) | Op::DeleteRange(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ranges(&self, txn: &Txn, path: &mut impl Iterator<Item = bool>) -> Result<(), Error> {
+        for op in if path.next().unwrap_or(false) { &txn.success } else { &txn.failure } {
+            match op {
+                Op::Range(Query { revision: Some(revision), .. }) => self.readable(*revision)?,
+                Op::Txn(nested) => self.check_ranges(nested, path)?,
+                Op::Range(_) | Op::Put(_) | Op::DeleteRange(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, txn: Txn, path: &mut VecDeque<bool>) -> Transacted {
+        let succeeded = path.pop_front().unwrap_or(false);
+        let ops = if succeeded { txn.success } else { txn.failure };
+        let outcomes = ops
+            .into_iter()
+            .map(|op| match op {
+                Op::Range(query) => Done::Range(self.find(&query)),
+                Op::Put(put) => Done::Put { previous: self.run_put(put) },
+                Op::DeleteRange(delete) => self.run_delete(&delete),
+                Op::Txn(nested) => Done::Txn(self.run(nested, path)),
+            })
+            .collect();
+        Transacted { succeeded, revision: self.revision, outcomes }
+    }
+
+    fn run_put(&mut self, put: Put) -> Option<Arc<Record>> {
+        let current = self.latest(&put.key).cloned();
+        let mut value = put.value;
+        if put.ignore_value {
+            // The new version shares the stored bytes of the old one.
+            value = current.as_ref().map_or_else(Value::default, |c| Value {
+                bytes: Bytes::new(),
+                len: c.len,
+                crc: c.crc,
+                place: c.place(),
+            });
+        }
+        let lease = match &current {
+            Some(current) if put.ignore_lease => current.lease,
+            _ => put.lease,
+        };
+        self.put(&put.key, &value, lease, current.clone());
+        current.filter(|_| put.previous)
+    }
+
+    fn run_delete(&mut self, delete: &DeleteRange) -> Done {
+        let doomed: Vec<Arc<Record>> =
+            self.histories(&delete.range).filter_map(History::latest).cloned().collect();
+        for record in &doomed {
+            self.delete(record);
+        }
+        let deleted = doomed.len();
+        Done::DeleteRange { deleted, previous: if delete.previous { doomed } else { Vec::new() } }
+    }
+
+    fn revoke(&mut self, lease: LeaseId) -> Applied {
+        let Some(gone) = self.leases.remove(&lease) else { return Applied::Refused(Error::LeaseNotFound) };
+        self.changes = 0;
+        for key in gone.keys {
+            if let Some(record) = self.latest(&key).cloned() {
+                self.delete(&record);
+            }
+        }
+        if self.changes > 0 {
             // As in etcd, all the keys of a lease go in one revision.
             self.revision += 1;
-            for kv in doomed {
-                self.delete(kv);
-            }
         }
-        Ok(())
+        Applied::Done { changed: true }
     }
 
-    fn compact(&mut self, at: Revision) -> Result<(), Error> {
+    fn compact(&mut self, at: Revision) -> Applied {
         if at <= self.compacted {
-            return Err(Error::Compacted { compacted: self.compacted });
+            return Applied::Refused(Error::Compacted { compacted: self.compacted });
         }
         if at > self.revision {
-            return Err(Error::FutureRevision { requested: at, current: self.revision });
+            return Applied::Refused(Error::FutureRevision { requested: at, current: self.revision });
         }
         self.compacted = at;
-        let keep_from = self.pinned.map_or(at, |pinned| pinned.min(at));
-        while self.events.front().is_some_and(|e| e.revision() <= at) {
-            self.events.pop_front();
+        Applied::Done { changed: true }
+    }
+
+    /// Whether [`State::sweep`] has something to do.
+    pub fn is_swept(&self) -> bool {
+        let upto = self.sweepable();
+        self.events.front().is_none_or(|e| e.mod_revision > upto)
+    }
+
+    fn sweepable(&self) -> Revision {
+        self.pins.first_key_value().map_or(self.compacted, |(pinned, _)| (*pinned).min(self.compacted))
+    }
+
+    /// Drops versions that compaction has made unreachable, looking at no more than `max` events. Returns what went.
+    pub fn sweep(&mut self, max: usize) -> Vec<Arc<Record>> {
+        let upto = self.sweepable();
+        let mut gone = Vec::new();
+        for _ in 0..max {
+            if self.events.front().is_none_or(|e| e.mod_revision > upto) {
+                break;
+            }
+            let Some(event) = self.events.pop_front() else { break };
+            self.trim(&event.key, upto, &mut gone);
         }
-        let keys = &mut self.keys;
-        self.changed.retain(|key| {
-            let Some(history) = keys.get_mut(key) else { return false };
-            let mut versions = match std::mem::replace(history, History::Many(Vec::new())) {
-                History::One(v) => vec![v],
-                History::Many(v) => v,
-            };
-            // What can be read at `keep_from` stays, and all after it; a tombstone no later than that goes.
-            let first = versions.iter().rposition(|v| v.revision() <= keep_from).unwrap_or(0);
-            versions.drain(..first);
-            if versions.first().is_some_and(|v| matches!(v, Version::Tombstone(r) if *r <= keep_from)) {
-                versions.remove(0);
-            }
-            match (versions.len(), versions.pop()) {
-                (0, _) | (_, None) => {
-                    keys.remove(key);
-                    false
-                }
-                (1, Some(only)) => {
-                    let stays = matches!(only, Version::Tombstone(_));
-                    *history = History::One(only);
-                    stays
-                }
-                (_, Some(last)) => {
-                    versions.push(last);
-                    versions.shrink_to_fit();
-                    *history = History::Many(versions);
-                    true
-                }
-            }
-        });
         if self.events.capacity() > 4 * self.events.len().max(1024) {
-            self.events.shrink_to_fit();
+            self.events.shrink_to(2 * self.events.len());
         }
-        Ok(())
+        for record in &gone {
+            self.bytes_in_use -= record.cost();
+            if record.len > 0
+                && let Some(used) = self.file_use.get_mut(&record.place().file)
+            {
+                *used -= record.stored();
+            }
+        }
+        gone
+    }
+
+    /// What can be read at `upto` stays, and all after it; a tombstone no later than that goes.
+    fn trim(&mut self, key: &[u8], upto: Revision, gone: &mut Vec<Arc<Record>>) {
+        let Some(history) = self.keys.get_mut(key) else { return };
+        let versions = history.versions();
+        let mut first = versions.partition_point(|v| v.mod_revision <= upto).saturating_sub(1);
+        if versions.get(first).is_some_and(|v| v.is_tombstone() && v.mod_revision <= upto) {
+            first += 1;
+        }
+        match history {
+            History::One(only) if first > 0 => gone.push(only.clone()),
+            History::One(_) => return,
+            History::Many(versions) => gone.extend(versions.drain(..first)),
+        }
+        if let History::Many(versions) = history {
+            match versions.len() {
+                0 => {}
+                1 => {
+                    *history = History::One(versions[0].clone());
+                    return;
+                }
+                n => {
+                    if versions.capacity() > 2 * n + 4 {
+                        versions.shrink_to_fit();
+                    }
+                    return;
+                }
+            }
+        }
+        self.keys.remove(key);
     }
 
     /// Whether `revision` can be read.
-    fn readable(&self, revision: Revision) -> Result<(), Error> {
+    pub fn readable(&self, revision: Revision) -> Result<(), Error> {
         if revision > self.revision {
             return Err(Error::FutureRevision { requested: revision, current: self.revision });
         }
@@ -334,6 +768,10 @@ impl State {
     }
 
     fn histories(&self, range: &KeyRange) -> impl Iterator<Item = &History> {
+        self.entries(range).map(|(_, history)| history)
+    }
+
+    fn entries(&self, range: &KeyRange) -> impl Iterator<Item = (&Arc<[u8]>, &History)> {
         let end = match &range.end {
             Some(end) => Bound::Excluded(&end[..]),
             None => Bound::Unbounded,
@@ -344,200 +782,488 @@ impl State {
         } else {
             (Bound::Included(&range.start[..]), end)
         };
-        self.keys.range::<[u8], _>(bounds).map(|(_, h)| h)
+        self.keys.range::<[u8], _>(bounds)
     }
 
-    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
-        if let Some(revision) = request.revision {
+    pub fn range(&self, query: &Query) -> Result<Found, Error> {
+        if let Some(revision) = query.revision {
             self.readable(revision)?;
         }
-        let mut response = RangeResponse { revision: self.revision, ..RangeResponse::default() };
-        for history in self.histories(&request.range) {
-            let found = match request.revision {
-                None => history.latest(),
-                Some(revision) => history.at(revision),
-            };
-            let Some(kv) = found else { continue };
-            response.count += 1;
-            if request.count_only {
-                continue;
-            }
-            if request.limit > 0 && response.kvs.len() == request.limit {
-                response.more = true;
-                continue;
-            }
-            response.kvs.push(if request.keys_only {
-                Arc::new(KeyValue { value: Bytes::new(), ..(**kv).clone() })
-            } else {
-                kv.clone()
-            });
-        }
-        Ok(response)
+        Ok(self.find(query))
     }
 
-    /// At most `max` key-values as of `revision`, from `from` on: how snapshots read without stopping writers.
-    /// The second value says where to go on.
-    pub fn chunk(&self, from: &[u8], revision: Revision, max: usize) -> (Vec<Arc<KeyValue>>, Option<Bytes>) {
-        let mut kvs = Vec::with_capacity(max);
+    fn find(&self, query: &Query) -> Found {
+        // Where order or filters come between, everything has to be looked at before the limit.
+        let keep = if query.sort.is_none() && query.limit > 0 { query.limit } else { usize::MAX };
+        let mut found = Found { revision: self.revision, keys_only: query.keys_only, ..Found::default() };
+        let mut add = |record: &Arc<Record>| {
+            found.count += 1;
+            if query.count_only || !query.admits(record.create_revision, record.mod_revision) {
+                return;
+            }
+            if found.records.len() < keep {
+                found.records.push(record.clone());
+            } else {
+                found.more = true;
+            }
+        };
+        match (is_one_key(&query.range), query.revision) {
+            (true, None) => self.latest(&query.range.start).into_iter().for_each(&mut add),
+            (_, None) => self.histories(&query.range).filter_map(History::latest).for_each(&mut add),
+            (_, Some(revision)) => {
+                self.histories(&query.range).filter_map(|h| h.at(revision)).for_each(&mut add);
+            }
+        }
+        match query.sort {
+            None => {}
+            Some(Sort { target: SortTarget::Value, descending }) => {
+                found.by_value = Some((descending, query.limit));
+            }
+            Some(Sort { target, descending }) => {
+                let by = |a: &Record, b: &Record| match target {
+                    SortTarget::Key => a.key.cmp(&b.key),
+                    SortTarget::Version => a.version.cmp(&b.version),
+                    SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+                    SortTarget::Mod | SortTarget::Value => a.mod_revision.cmp(&b.mod_revision),
+                };
+                found.records.sort_by(|a, b| if descending { by(b, a) } else { by(a, b) });
+                if query.limit > 0 && found.records.len() > query.limit {
+                    found.records.truncate(query.limit);
+                    found.more = true;
+                }
+            }
+        }
+        found
+    }
+
+    /// Every version no later than `revision` of at most `max` keys, from `from` on: how snapshots read without
+    /// stopping writers. The second value says where to go on.
+    pub fn chunk(
+        &self,
+        from: &[u8],
+        revision: Revision,
+        max: usize,
+    ) -> (Vec<Arc<Record>>, Option<Arc<[u8]>>) {
+        let mut records = Vec::with_capacity(max);
         for (visited, (key, history)) in
             self.keys.range::<[u8], _>((Bound::Included(from), Bound::Unbounded)).enumerate()
         {
             if visited == max {
-                return (kvs, Some(key.clone()));
+                return (records, Some(key.clone()));
             }
-            kvs.extend(history.at(revision).cloned());
+            records.extend(history.versions().iter().filter(|v| v.mod_revision <= revision).cloned());
         }
-        (kvs, None)
+        (records, None)
     }
 
-    /// Up to `max` events in `range` from revision `from` on, whole revisions only, and the revision that answers for.
+    /// Every version of `key` that is kept.
+    pub fn versions(&self, key: &[u8]) -> &[Arc<Record>] {
+        self.keys.get(key).map_or(&[], History::versions)
+    }
+
+    /// Where in each file the last value ends.
+    pub fn file_extents(&self) -> HashMap<u32, u64> {
+        let mut extents: HashMap<u32, u64> = HashMap::new();
+        for record in self.keys.values().flat_map(History::versions).filter(|r| r.len > 0) {
+            let (place, len) = (record.place(), u64::from(record.len));
+            let end = extents.entry(place.file).or_default();
+            *end = (*end).max(u64::from(place.offset) + len);
+        }
+        extents
+    }
+
+    /// Accounts for a value that was moved to another file.
+    pub fn moved(&mut self, record: &Record, to: Place) {
+        if let Some(used) = self.file_use.get_mut(&record.place().file) {
+            *used -= record.stored();
+        }
+        *self.file_use.entry(to.file).or_default() += record.stored();
+        record.move_to(to);
+    }
+
+    /// Forgets a file that no value lies in.
+    pub fn forget_file(&mut self, file: u32) {
+        self.file_use.remove(&file);
+    }
+
+    /// Events in any of `ranges` from revision `from` on, whole revisions only, and the revision up to which they are
+    /// all there are. `previous` also looks up what each event replaced.
     pub fn events_from(
         &self,
-        range: &KeyRange,
+        ranges: &[KeyRange],
         from: Revision,
-        max: usize,
-    ) -> Result<(Vec<Event>, Revision), Error> {
+        max: EventsMax,
+        previous: bool,
+    ) -> Result<(Vec<Happened>, Revision), Error> {
         if from <= self.compacted && from != 0 {
             return Err(Error::Compacted { compacted: self.compacted });
         }
-        let start = self.events.partition_point(|e| e.revision() < from);
-        let mut events = Vec::new();
-        let mut upto = self.revision;
-        let mut last = 0;
-        for event in self.events.range(start..) {
-            if events.len() >= max && event.revision() != last {
+        let from = from.max(self.compacted + 1);
+        let start = self.events.partition_point(|e| e.mod_revision < from);
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        let (mut upto, mut last) = (self.revision, 0);
+        for (scanned, record) in self.events.range(start..).enumerate() {
+            let full = events.len() >= max.events || bytes >= max.bytes || scanned >= EVENTS_SCANNED_MAX;
+            if full && record.mod_revision != last && last != 0 {
                 upto = last;
                 break;
             }
-            last = event.revision();
-            if range.contains(event.key()) {
-                events.push(event.clone());
+            last = record.mod_revision;
+            if ranges.iter().any(|range| range.contains(&record.key)) {
+                bytes += record.key.len() + record.len as usize;
+                let previous = match previous {
+                    true => self.keys.get(&record.key).and_then(|h| h.before(record.position())).cloned(),
+                    false => None,
+                };
+                events.push(Happened { record: record.clone(), previous });
             }
         }
         Ok((events, upto))
     }
 }
 
+/// Whether the range is one key, which can be found without a scan.
+fn is_one_key(range: &KeyRange) -> bool {
+    range.end.as_ref().is_some_and(|end| {
+        end.len() == range.start.len() + 1 && end.ends_with(&[0]) && end.starts_with(&range.start)
+    })
+}
+
+fn set_revision(transacted: &mut Transacted, revision: Revision) {
+    transacted.revision = revision;
+    for outcome in &mut transacted.outcomes {
+        match outcome {
+            Done::Range(found) => found.revision = revision,
+            Done::Txn(nested) => set_revision(nested, revision),
+            Done::Put { .. } | Done::DeleteRange { .. } => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
+    use crate::request::{AlarmKind, CompareOp};
 
-    fn put(state: &mut State, key: &str, value: &str) -> Revision {
-        match state.apply(Command::Write {
-            key: Bytes::copy_from_slice(key.as_bytes()),
-            expect: Expect::Anything,
-            change: ChangeTo::Put { value: Bytes::copy_from_slice(value.as_bytes()), lease: 0 },
-        }) {
-            Applied::Write(Ok(WriteOutcome::Written { revision, .. })) => revision,
-            other => panic!("{other:?}"),
+    /// A state whose values are where the test can find them.
+    #[derive(Default)]
+    struct Store {
+        state: State,
+        values: Kept,
+    }
+
+    #[derive(Default)]
+    struct Kept(RefCell<HashMap<(Revision, u32), Bytes>>);
+
+    impl Values for Kept {
+        fn value(&self, record: &Record) -> Result<Bytes, Error> {
+            Ok(self.0.borrow().get(&record.position()).cloned().unwrap_or_default())
         }
     }
 
-    fn delete(state: &mut State, key: &str) -> WriteOutcome {
-        match state.apply(Command::Write {
-            key: Bytes::copy_from_slice(key.as_bytes()),
-            expect: Expect::Anything,
-            change: ChangeTo::Delete,
-        }) {
-            Applied::Write(Ok(outcome)) => outcome,
-            other => panic!("{other:?}"),
+    impl Store {
+        fn apply(&mut self, command: Command) -> Applied {
+            let applied = self.state.apply(command, &self.values);
+            for fresh in self.state.take_fresh() {
+                self.values.0.borrow_mut().insert(fresh.record.position(), fresh.value);
+            }
+            applied
+        }
+
+        fn write(&mut self, key: &str, expect: Expect, change: ChangeTo) -> Applied {
+            self.apply(Command::Write { key: Bytes::copy_from_slice(key.as_bytes()), expect, change })
+        }
+
+        fn put(&mut self, key: &str, value: &str) -> Revision {
+            match self.write(key, Expect::Anything, to(value, 0)) {
+                Applied::Written { revision } => revision,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn delete(&mut self, key: &str) -> Applied {
+            self.write(key, Expect::Anything, ChangeTo::Delete)
+        }
+
+        fn txn(&mut self, txn: Txn) -> Result<Transacted, Error> {
+            match self.apply(Command::Txn(txn)) {
+                Applied::Transacted(transacted) => Ok(transacted),
+                Applied::Refused(error) => Err(error),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn show(&self, records: &[Arc<Record>]) -> Vec<String> {
+            let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+            records
+                .iter()
+                .map(|r| format!("{}={}", text(&r.key), text(&self.values.value(r).unwrap())))
+                .collect()
+        }
+
+        fn read(&self, revision: Option<Revision>) -> Result<Vec<String>, Error> {
+            let query = Query { revision, ..Query::new(KeyRange::prefix("/")) };
+            Ok(self.show(&self.state.range(&query)?.records))
+        }
+
+        fn compact(&mut self, revision: Revision) {
+            assert!(matches!(self.apply(Command::Compact { revision }), Applied::Done { .. }));
+            while !self.state.is_swept() {
+                self.state.sweep(2);
+            }
         }
     }
 
-    fn read(state: &State, revision: Option<Revision>) -> Result<Vec<String>, Error> {
-        let request = RangeRequest { revision, ..RangeRequest::new(KeyRange::prefix("/")) };
-        Ok(state
-            .range(&request)?
-            .kvs
-            .iter()
-            .map(|kv| format!("{}={}", String::from_utf8_lossy(&kv.key), String::from_utf8_lossy(&kv.value)))
-            .collect())
+    fn to(value: &str, lease: LeaseId) -> ChangeTo {
+        ChangeTo::Put { value: Bytes::copy_from_slice(value.as_bytes()).into(), lease }
+    }
+
+    fn put_op(key: &'static str, value: &'static str) -> Op {
+        Op::Put(Put::new(key.into(), value.into()))
+    }
+
+    fn compare(key: &'static str, target: CompareTarget, op: CompareOp) -> Compare {
+        Compare { range: KeyRange::key(key), target, op }
     }
 
     #[test]
     fn old_revisions_stay_readable_until_compacted() {
-        let mut s = State::default();
-        assert_eq!(put(&mut s, "/a", "1"), 2);
-        put(&mut s, "/a", "2");
-        put(&mut s, "/b", "x");
-        delete(&mut s, "/a");
-        assert_eq!(read(&s, Some(2)).unwrap(), ["/a=1"]);
-        assert_eq!(read(&s, Some(4)).unwrap(), ["/a=2", "/b=x"]);
-        assert_eq!(read(&s, None).unwrap(), ["/b=x"]);
-        assert_eq!(read(&s, Some(6)), Err(Error::FutureRevision { requested: 6, current: 5 }));
-        s.apply(Command::Compact { revision: 4 });
-        assert_eq!(read(&s, Some(3)), Err(Error::Compacted { compacted: 4 }));
-        assert_eq!(read(&s, Some(4)).unwrap(), ["/a=2", "/b=x"]);
-        s.apply(Command::Compact { revision: 5 });
-        assert_eq!(read(&s, Some(5)).unwrap(), ["/b=x"]);
-        assert_eq!(s.keys.len(), 1, "tombstones are gone");
-        assert!(s.changed.is_empty());
+        let mut s = Store::default();
+        assert_eq!(s.put("/a", "1"), 2);
+        s.put("/a", "2");
+        s.put("/b", "x");
+        s.delete("/a");
+        assert_eq!(s.read(Some(2)).unwrap(), ["/a=1"]);
+        assert_eq!(s.read(Some(4)).unwrap(), ["/a=2", "/b=x"]);
+        assert_eq!(s.read(None).unwrap(), ["/b=x"]);
+        assert_eq!(s.read(Some(6)), Err(Error::FutureRevision { requested: 6, current: 5 }));
+        s.compact(4);
+        assert_eq!(s.read(Some(3)), Err(Error::Compacted { compacted: 4 }));
+        assert_eq!(s.read(Some(4)).unwrap(), ["/a=2", "/b=x"]);
+        s.compact(5);
+        assert_eq!(s.read(Some(5)).unwrap(), ["/b=x"]);
+        assert_eq!(s.state.keys.len(), 1, "tombstones are gone");
+        assert!(s.state.events.is_empty());
+        let only = s.state.versions(b"/b")[0].cost();
+        assert_eq!(s.state.bytes_in_use(), only);
+    }
+
+    #[test]
+    fn a_pin_keeps_what_compaction_has_passed() {
+        let mut s = Store::default();
+        s.put("/a", "1");
+        s.put("/a", "2");
+        s.put("/a", "3");
+        s.state.pin(2);
+        s.compact(4);
+        assert_eq!(s.state.versions(b"/a").len(), 3);
+        s.state.unpin(2);
+        assert!(!s.state.is_swept());
+        assert_eq!(s.state.sweep(100).len(), 2);
+        assert_eq!(s.state.versions(b"/a").len(), 1);
     }
 
     #[test]
     fn expectations_guard_writes() {
-        let mut s = State::default();
-        let write = |s: &mut State, expect| {
-            matches!(
-                s.apply(Command::Write {
-                    key: "/k".into(),
-                    expect,
-                    change: ChangeTo::Put { value: "v".into(), lease: 0 }
-                }),
-                Applied::Write(Ok(WriteOutcome::Written { .. }))
-            )
-        };
-        assert!(!write(&mut s, Expect::ModRevision(2)));
-        assert!(write(&mut s, Expect::Absent));
-        assert!(!write(&mut s, Expect::Absent));
-        assert!(write(&mut s, Expect::ModRevision(2)));
-        assert!(!write(&mut s, Expect::ModRevision(2)));
-        assert_eq!(s.revision(), 3, "unmet writes do not move the revision");
-        assert!(matches!(delete(&mut s, "/none"), WriteOutcome::Unmet { .. }));
+        let mut s = Store::default();
+        let mut write = |expect| matches!(s.write("/k", expect, to("v", 0)), Applied::Written { .. });
+        assert!(!write(Expect::ModRevision(2)));
+        assert!(write(Expect::Absent));
+        assert!(!write(Expect::Absent));
+        assert!(write(Expect::ModRevision(2)));
+        assert!(!write(Expect::ModRevision(2)));
+        assert_eq!(s.state.revision(), 3, "unmet writes do not move the revision");
+        assert!(matches!(s.delete("/none"), Applied::Unmet { current: None, revision: 3 }));
     }
 
     #[test]
     fn a_lease_takes_its_keys_in_one_revision() {
-        let mut s = State::default();
+        let mut s = Store::default();
         s.apply(Command::LeaseGrant { lease: 7, ttl_seconds: 5 });
-        for key in ["/a", "/b"] {
-            s.apply(Command::Write {
-                key: key.into(),
-                expect: Expect::Anything,
-                change: ChangeTo::Put { value: "v".into(), lease: 7 },
-            });
-        }
-        put(&mut s, "/b", "kept");
-        s.apply(Command::LeaseRevoke { lease: 7 });
-        assert_eq!(read(&s, None).unwrap(), ["/b=kept"]);
         assert!(matches!(
-            s.apply(Command::Write {
-                key: "/c".into(),
-                expect: Expect::Anything,
-                change: ChangeTo::Put { value: "v".into(), lease: 7 }
-            }),
-            Applied::Write(Err(Error::LeaseNotFound))
+            s.apply(Command::LeaseGrant { lease: 7, ttl_seconds: 5 }),
+            Applied::Refused(Error::LeaseExists)
         ));
+        for key in ["/a", "/b", "/c"] {
+            s.write(key, Expect::Anything, to("v", 7));
+        }
+        s.put("/b", "kept");
+        s.apply(Command::LeaseRevoke { lease: 7 });
+        assert_eq!(s.read(None).unwrap(), ["/b=kept"]);
+        assert_eq!(s.state.revision(), 6);
+        assert!(matches!(
+            s.write("/c", Expect::Anything, to("v", 7)),
+            Applied::Refused(Error::LeaseNotFound)
+        ));
+        let all = EventsMax { events: 100, bytes: 1 << 20 };
+        let (events, _) = s.state.events_from(&[KeyRange::prefix("/")], 6, all, true).unwrap();
+        let seen: Vec<_> = events.iter().map(|e| (e.record.position(), e.previous.is_some())).collect();
+        assert_eq!(seen, [((6, 0), true), ((6, 1), true)]);
+    }
+
+    #[test]
+    fn transactions_decide_first_and_then_write_at_one_revision() {
+        let mut s = Store::default();
+        s.put("/a", "1");
+        let nested = Txn {
+            // Seen as it was before the outer transaction.
+            compares: vec![compare("/a", CompareTarget::Value("1".into()), CompareOp::Equal)],
+            success: vec![put_op("/b", "nested")],
+            failure: vec![put_op("/b", "wrong")],
+        };
+        let done = s
+            .txn(Txn {
+                compares: vec![compare("/a", CompareTarget::Mod(2), CompareOp::Equal)],
+                success: vec![
+                    put_op("/a", "2"),
+                    Op::Txn(nested),
+                    Op::Range(Query::new(KeyRange::prefix("/"))),
+                    Op::DeleteRange(DeleteRange { range: KeyRange::key("/a"), previous: true }),
+                ],
+                failure: vec![],
+            })
+            .unwrap();
+        assert!(done.succeeded);
+        assert_eq!((done.revision, s.state.revision()), (3, 3));
+        let Done::Range(found) = &done.outcomes[2] else { panic!() };
+        assert_eq!(s.show(&found.records), ["/a=2", "/b=nested"], "a range sees what went before");
+        let Done::DeleteRange { deleted: 1, previous } = &done.outcomes[3] else { panic!() };
+        assert_eq!(s.show(previous), ["/a=2"]);
+        assert_eq!(s.read(None).unwrap(), ["/b=nested"]);
+        assert_eq!(s.state.versions(b"/b")[0].sub, 1);
+    }
+
+    #[test]
+    fn compares_of_every_kind() {
+        let mut s = Store::default();
+        s.apply(Command::LeaseGrant { lease: 9, ttl_seconds: 5 });
+        s.put("/a", "1");
+        s.put("/a", "5");
+        s.write("/b", Expect::Anything, to("7", 9));
+        use CompareOp::*;
+        use CompareTarget::*;
+        for (key, target, op, want) in [
+            ("/a", Create(2), Equal, true),
+            ("/a", Mod(2), Greater, true),
+            ("/a", Version(2), Less, false),
+            ("/a", Version(2), Equal, true),
+            ("/a", Value("5".into()), Equal, true),
+            ("/a", Value("4".into()), Greater, true),
+            ("/a", Value("4".into()), NotEqual, true),
+            ("/b", Lease(9), Equal, true),
+            ("/none", Create(0), Equal, true),
+            ("/none", Version(0), NotEqual, false),
+            ("/none", Value("".into()), Equal, false),
+            ("/none", Value("x".into()), NotEqual, false),
+        ] {
+            let compare = compare(key, target.clone(), op);
+            assert_eq!(s.state.holds(&compare, &s.values).unwrap(), want, "{key} {target:?} {op:?}");
+        }
+        let range = |target| Compare { range: KeyRange::prefix("/"), target, op: Greater };
+        assert!(s.state.holds(&range(Create(1)), &s.values).unwrap());
+        assert!(!s.state.holds(&range(Create(2)), &s.values).unwrap(), "every key has to meet it");
+    }
+
+    #[test]
+    fn refused_transactions_change_nothing() {
+        let mut s = Store::default();
+        s.put("/a", "1");
+        let keep = Put { ignore_value: true, ..Put::new("/none".into(), "".into()) };
+        let leased = Put { lease: 3, ..Put::new("/x".into(), "".into()) };
+        let future = Query { revision: Some(99), ..Query::new(KeyRange::key("/a")) };
+        for (op, want) in [
+            (Op::Put(keep), Error::KeyNotFound),
+            (Op::Put(leased), Error::LeaseNotFound),
+            (Op::Range(future), Error::FutureRevision { requested: 99, current: 2 }),
+        ] {
+            let txn = Txn { success: vec![put_op("/a", "2"), op], ..Txn::default() };
+            assert_eq!(s.txn(txn).unwrap_err(), want);
+        }
+        assert_eq!((s.state.revision(), s.read(None).unwrap()), (2, vec!["/a=1".to_owned()]));
+    }
+
+    #[test]
+    fn puts_can_keep_value_or_lease() {
+        let mut s = Store::default();
+        s.apply(Command::LeaseGrant { lease: 3, ttl_seconds: 5 });
+        s.write("/a", Expect::Anything, to("v", 3));
+        let (first, crc) = (s.state.versions(b"/a")[0].clone(), crc32fast::hash(b"v"));
+        s.txn(Txn::of(Op::Put(Put { ignore_value: true, ..Put::new("/a".into(), "".into()) }))).unwrap();
+        let second = s.state.versions(b"/a")[1].clone();
+        assert_eq!((second.len, second.crc, second.place(), second.lease), (1, crc, first.place(), 0));
+        s.write("/a", Expect::Anything, to("w", 3));
+        s.txn(Txn::of(Op::Put(Put { ignore_lease: true, ..Put::new("/a".into(), "z".into()) }))).unwrap();
+        assert_eq!(s.state.latest(b"/a").unwrap().lease, 3);
+        assert_eq!(s.state.leases()[&3].keys.len(), 1);
+    }
+
+    #[test]
+    fn ranges_are_filtered_sorted_and_cut() {
+        let mut s = Store::default();
+        for (key, value) in [("/a", "3"), ("/b", "1"), ("/c", "2"), ("/a", "0")] {
+            s.put(key, value);
+        }
+        let keys = |query: Query| {
+            let found = s.state.range(&query).unwrap();
+            let keys: Vec<_> =
+                found.records.iter().map(|r| String::from_utf8_lossy(&r.key).into_owned()).collect();
+            (keys.join(""), found.more, found.count)
+        };
+        let all = || Query::new(KeyRange::prefix("/"));
+        let sort = |target, descending| Some(Sort { target, descending });
+        let want = |text: &str, more, count| (text.to_owned(), more, count);
+        assert_eq!(keys(Query { limit: 2, ..all() }), want("/a/b", true, 3));
+        assert_eq!(keys(Query { limit: 3, ..all() }), want("/a/b/c", false, 3));
+        assert_eq!(keys(Query { count_only: true, ..all() }), want("", false, 3));
+        assert_eq!(keys(Query { sort: sort(SortTarget::Mod, false), ..all() }), want("/b/c/a", false, 3));
+        assert_eq!(keys(Query { sort: sort(SortTarget::Key, true), limit: 1, ..all() }), want("/c", true, 3));
+        assert_eq!(keys(Query { sort: sort(SortTarget::Version, true), ..all() }), want("/a/b/c", false, 3));
+        assert_eq!(keys(Query { min_mod_revision: 4, ..all() }), want("/a/c", false, 3));
+        assert_eq!(keys(Query { max_create_revision: 3, limit: 1, ..all() }), want("/a", true, 3));
+        assert_eq!(keys(Query { revision: Some(3), ..all() }), want("/a/b", false, 2));
     }
 
     #[test]
     fn events_come_in_whole_revisions() {
-        let mut s = State::default();
+        let mut s = Store::default();
         for i in 0..10 {
-            put(&mut s, if i % 2 == 0 { "/a" } else { "/b" }, &i.to_string());
+            s.put(if i % 2 == 0 { "/a" } else { "/b" }, &i.to_string());
         }
-        let (events, upto) = s.events_from(&KeyRange::prefix("/a"), 4, 2).unwrap();
-        assert_eq!(events.iter().map(Event::revision).collect::<Vec<_>>(), [4, 6]);
-        assert_eq!(upto, 6);
-        let (events, upto) = s.events_from(&KeyRange::prefix("/"), 12, 9).unwrap();
-        assert!(events.is_empty());
-        assert_eq!(upto, 11);
-        assert_eq!(s.revision_keeping(3), Some(8));
-        s.apply(Command::Compact { revision: 8 });
-        assert!(matches!(
-            s.events_from(&KeyRange::prefix("/"), 8, 9),
-            Err(Error::Compacted { compacted: 8 })
-        ));
-        assert_eq!(s.events_from(&KeyRange::prefix("/"), 9, 9).unwrap().0.len(), 3);
+        let two = EventsMax { events: 2, bytes: 1 << 20 };
+        let revisions = |s: &Store, prefix: &'static str, from, max| {
+            let (events, upto) = s.state.events_from(&[KeyRange::prefix(prefix)], from, max, false)?;
+            Ok::<_, Error>((events.iter().map(|e| e.record.mod_revision).collect::<Vec<_>>(), upto))
+        };
+        assert_eq!(revisions(&s, "/a", 4, two).unwrap(), (vec![4, 6], 6));
+        assert_eq!(revisions(&s, "/", 12, two).unwrap(), (vec![], 11));
+        assert_eq!(s.state.revision_keeping(3), Some(8));
+        s.txn(Txn {
+            success: vec![put_op("/x", "1"), put_op("/y", "2"), put_op("/z", "3")],
+            ..Txn::default()
+        })
+        .unwrap();
+        assert_eq!(revisions(&s, "/", 12, two).unwrap(), (vec![12, 12, 12], 12));
+        s.compact(8);
+        assert_eq!(revisions(&s, "/", 8, two), Err(Error::Compacted { compacted: 8 }));
+        assert_eq!(revisions(&s, "/", 0, EventsMax { bytes: 1, ..two }).unwrap(), (vec![9], 9));
+    }
+
+    #[test]
+    fn meta_keys_and_alarms() {
+        let mut s = Store::default();
+        let write = |expect, key: &'static str| Command::Meta {
+            expect,
+            changes: vec![(key.into(), Some("v".into()))],
+        };
+        assert!(matches!(s.apply(write(None, "k")), Applied::Meta { version: 1, written: true }));
+        assert!(matches!(s.apply(write(Some(0), "l")), Applied::Meta { version: 1, written: false }));
+        assert_eq!(s.state.meta().len(), 1);
+        let alarm = Alarm { member: 1, kind: AlarmKind::NoSpace };
+        for (raised, changed) in [(true, true), (true, false), (false, true)] {
+            let applied = s.apply(Command::Alarm { alarm, raised });
+            assert!(matches!(applied, Applied::Done { changed: c } if c == changed));
+        }
     }
 }

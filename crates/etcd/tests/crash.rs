@@ -1,117 +1,13 @@
 //! The engine on a disk that loses what was not synced, tears the last append, or is damaged.
 
-use std::collections::BTreeMap;
-use std::io;
-use std::sync::Arc;
+mod support;
 
-use etcd::disk::{AppendFile, Disk};
+use std::collections::BTreeMap;
+
 use etcd::{Engine, Options};
 use futures::StreamExt;
-use parking_lot::Mutex;
-use storage::{Change, Error, Event, Expect, KeyRange, RangeRequest, Store, WriteOutcome, WriteRequest};
-
-/// A disk in memory. Per file: the bytes, and how many of them were synced.
-#[derive(Clone, Default)]
-struct FakeDisk(Arc<Mutex<Files>>);
-
-#[derive(Default)]
-struct Files {
-    files: BTreeMap<String, (Vec<u8>, usize)>,
-    capacity: Option<usize>,
-}
-
-impl FakeDisk {
-    /// What a power loss leaves: synced bytes, and `torn` bytes of what came after.
-    fn after_power_loss(&self, torn: usize) -> FakeDisk {
-        let files = self.0.lock();
-        let kept = files.files.iter().map(|(name, (bytes, synced))| {
-            let len = (*synced + torn).min(bytes.len());
-            (name.clone(), (bytes[..len].to_vec(), len))
-        });
-        FakeDisk(Arc::new(Mutex::new(Files { files: kept.collect(), capacity: None })))
-    }
-
-    fn edit(&self, name: &str, f: impl FnOnce(&mut Vec<u8>)) {
-        f(&mut self.0.lock().files.get_mut(name).unwrap().0);
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.0.lock().files.keys().cloned().collect()
-    }
-}
-
-struct FakeFile(FakeDisk, String);
-
-impl Disk for FakeDisk {
-    fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.names())
-    }
-    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        self.0.lock().files.get(name).map(|f| f.0.clone()).ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-    fn append_to(&self, name: &str, len: u64) -> io::Result<Box<dyn AppendFile>> {
-        let mut files = self.0.lock();
-        let file = files.files.entry(name.into()).or_default();
-        file.0.resize(len as usize, 0);
-        file.1 = file.1.min(len as usize);
-        Ok(Box::new(FakeFile(self.clone(), name.into())))
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut files = self.0.lock();
-        let file = files.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        files.files.insert(to.into(), file);
-        Ok(())
-    }
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.0.lock().files.remove(name).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl AppendFile for FakeFile {
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut files = self.0.0.lock();
-        let capacity = files.capacity.unwrap_or(usize::MAX);
-        let file = files.files.get_mut(&self.1).unwrap();
-        let room = capacity.saturating_sub(file.0.len()).min(bytes.len());
-        file.0.extend_from_slice(&bytes[..room]);
-        if room < bytes.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
-    }
-    fn sync(&mut self) -> io::Result<()> {
-        let mut files = self.0.0.lock();
-        let file = files.files.get_mut(&self.1).unwrap();
-        file.1 = file.0.len();
-        Ok(())
-    }
-    fn truncate(&mut self, len: u64) -> io::Result<()> {
-        self.0.0.lock().files.get_mut(&self.1).unwrap().0.truncate(len as usize);
-        Ok(())
-    }
-}
-
-fn open(disk: &FakeDisk, options: &Options) -> Result<Engine, Error> {
-    Engine::open(Arc::new(disk.clone()), options.clone())
-}
-
-async fn put(engine: &Engine, key: &str, value: &str) -> Result<i64, Error> {
-    let change = Change::Put { value: value.to_owned().into(), lease: 0 };
-    match engine.write(WriteRequest { key: key.to_owned().into(), expect: Expect::Anything, change }).await? {
-        WriteOutcome::Written { revision, .. } => Ok(revision),
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn dump(engine: &Engine) -> Vec<(String, String, i64)> {
-    let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
-    let all = engine.range(RangeRequest::new(KeyRange::prefix(""))).await.unwrap();
-    all.kvs.iter().map(|kv| (text(&kv.key), text(&kv.value), kv.mod_revision)).collect()
-}
-
-fn small() -> Options {
-    Options { segment_bytes: 2000, snapshot_bytes: 6000, history_events_max: 0, ..Options::default() }
-}
+use storage::{Change, Error, Event, Expect, KeyRange, Store, WriteRequest};
+use support::{FakeDisk, dump, open, put, small};
 
 #[tokio::test]
 async fn power_loss_at_any_point_loses_nothing_acknowledged() {
@@ -129,7 +25,8 @@ async fn power_loss_at_any_point_loses_nothing_acknowledged() {
             }
         }
         let revision = engine.revision().await.unwrap();
-        let after = open(&disk.after_power_loss((seed % 11) as usize), &small()).unwrap();
+        let torn = (seed % 11) as usize;
+        let after = open(&disk.after_power_loss(|_| torn), &small()).unwrap();
         let want: Vec<_> = acknowledged.into_iter().map(|(k, (v, r))| (k, v, r)).collect();
         assert_eq!(dump(&after).await, want, "seed {seed}");
         assert_eq!(after.revision().await.unwrap(), revision, "seed {seed}");
@@ -143,14 +40,15 @@ async fn every_torn_tail_is_cut_off_and_every_corrupt_middle_refused() {
     let options = Options::default();
     let engine = open(&disk, &options).unwrap();
     put(&engine, "/a", "1").await.unwrap();
-    let good = disk.read("log-0000000000000001").unwrap().len();
+    let log = disk.last("log-");
+    let good = disk.bytes(&log).len();
     put(&engine, "/a", "2").await.unwrap();
     put(&engine, "/b", "3").await.unwrap();
     drop(engine);
-    let bytes = disk.read("log-0000000000000001").unwrap();
+    let bytes = disk.bytes(&log);
     for cut in good..bytes.len() {
-        let copy = disk.after_power_loss(0);
-        copy.edit("log-0000000000000001", |b| b.truncate(cut));
+        let copy = disk.after_kill();
+        copy.edit(&log, |b| b.truncate(cut));
         let engine = open(&copy, &options).unwrap();
         put(&engine, "/c", "after").await.unwrap();
         drop(engine);
@@ -159,32 +57,86 @@ async fn every_torn_tail_is_cut_off_and_every_corrupt_middle_refused() {
         );
     }
     for i in 0..good {
-        let copy = disk.after_power_loss(0);
-        copy.edit("log-0000000000000001", |b| b[i] ^= 1);
+        let copy = disk.after_kill();
+        copy.edit(&log, |b| b[i] ^= 1);
         assert!(matches!(open(&copy, &options), Err(Error::Corrupt(_))), "flipped byte {i}");
     }
-    let copy = disk.after_power_loss(0);
-    copy.edit("log-0000000000000001", |b| b.clear());
-    copy.rename("log-0000000000000001", "log-0000000000000005").unwrap();
-    assert!(matches!(open(&copy, &options), Err(Error::Corrupt(_))), "a missing segment is refused");
 }
 
 #[tokio::test]
-async fn old_segments_go_and_a_resumed_watch_misses_nothing() {
+async fn missing_and_foreign_files_are_refused() {
     let disk = FakeDisk::default();
     let engine = open(&disk, &small()).unwrap();
-    for i in 0..600 {
+    for i in 0..300 {
+        put(&engine, &format!("/k{i}"), &"v".repeat(40)).await.unwrap();
+    }
+    drop(engine);
+    let whole = disk.after_kill();
+    open(&whole.after_kill(), &small()).unwrap();
+    let refused = |disk: &FakeDisk, what: &str| match open(disk, &small()) {
+        Err(Error::Corrupt(why)) => assert!(why.contains(what), "{why}"),
+        other => panic!("{:?}", other.map(drop)),
+    };
+    let last = whole.last("log-");
+    for name in whole.names().iter().filter(|n| n.starts_with("log-") && **n != last) {
+        let copy = whole.after_kill();
+        copy.0.lock().files.remove(name);
+        refused(&copy, "missing");
+    }
+    let checkpoint = whole.last("checkpoint-");
+    for i in (0..whole.bytes(&checkpoint).len()).step_by(7) {
+        let copy = whole.after_kill();
+        copy.edit(&checkpoint, |b| b[i] ^= 1);
+        refused(&copy, "damaged");
+    }
+    let copy = whole.after_kill();
+    copy.edit("VERSION", |v| *v = b"3\n".to_vec());
+    refused(&copy, "version");
+    let copy = whole.after_kill();
+    copy.0.lock().files.remove("VERSION");
+    refused(&copy, "earlier version");
+}
+
+#[tokio::test]
+async fn a_damaged_value_is_never_served() {
+    let disk = FakeDisk::default();
+    let engine = open(&disk, &Options { checkpoint_bytes: 1, ..small() }).unwrap();
+    put(&engine, "/a", &"precious".repeat(20)).await.unwrap();
+    for i in 0..200 {
+        put(&engine, &format!("/k{i}"), &"v".repeat(40)).await.unwrap();
+    }
+    drop(engine);
+    let copy = disk.after_kill();
+    let log = copy.names().into_iter().find(|n| n.starts_with("log-")).unwrap();
+    let at = copy.bytes(&log).windows(8).position(|w| w == b"precious").unwrap();
+    copy.edit(&log, |b| b[at + 3] = b'X');
+    let engine = open(&copy, &small()).unwrap();
+    let found = engine.range(storage::RangeRequest::new(KeyRange::key("/a"))).await;
+    match found {
+        Err(Error::Corrupt(why)) => assert!(why.contains("/a") && why.contains(&log), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn old_files_go_and_a_resumed_watch_misses_nothing() {
+    let disk = FakeDisk::default();
+    let engine = open(&disk, &small()).unwrap();
+    put(&engine, "/stays", &"s".repeat(40)).await.unwrap();
+    for i in 0..2000 {
         put(&engine, &format!("/k{}", i % 5), &"v".repeat(40)).await.unwrap();
         if i % 100 == 99 {
             let revision = engine.revision().await.unwrap();
-            engine.compact(revision - 30).await.unwrap();
+            engine.compact_to(revision - 30, true).await.unwrap();
         }
     }
-    let logs = disk.names().into_iter().filter(|n| n.starts_with("log-")).count();
-    assert!(logs < 15, "{:?}", disk.names());
+    engine.defragment().await.unwrap();
+    assert!(disk.total() < 10_000, "{} bytes in {:?}", disk.total(), disk.names());
+    assert_eq!(engine.size().bytes as usize, disk.total() - 2, "all but VERSION");
     let revision = engine.revision().await.unwrap();
     drop(engine);
-    let engine = open(&disk.after_power_loss(0), &small()).unwrap();
+    let engine = open(&disk.after_power_loss(|_| 0), &small()).unwrap();
+    assert_eq!(dump(&engine).await.len(), 6);
     let mut watch = engine.watch(KeyRange::prefix("/k"), revision - 20).await.unwrap();
     let batch = watch.next().await.unwrap().unwrap();
     assert_eq!(
@@ -201,28 +153,39 @@ async fn a_full_disk_refuses_writes_and_recovers() {
     let disk = FakeDisk::default();
     let engine = open(&disk, &Options::default()).unwrap();
     put(&engine, "/a", "1").await.unwrap();
-    disk.0.lock().capacity = Some(disk.read("log-0000000000000001").unwrap().len() + 10);
+    disk.0.lock().capacity = Some(disk.bytes(&disk.last("log-")).len() + 10);
     assert_eq!(put(&engine, "/a", "2").await, Err(Error::NoSpace));
     assert_eq!(dump(&engine).await[0].1, "1");
     disk.0.lock().capacity = None;
     put(&engine, "/a", "3").await.unwrap();
     drop(engine);
-    assert_eq!(dump(&open(&disk.after_power_loss(0), &Options::default()).unwrap()).await[0].1, "3");
+    assert_eq!(dump(&open(&disk.after_power_loss(|_| 0), &Options::default()).unwrap()).await[0].1, "3");
+}
+
+async fn put_leased(engine: &Engine, key: &'static str, lease: i64) {
+    let change = Change::Put { value: "v".into(), lease };
+    engine.write(WriteRequest { key: key.into(), expect: Expect::Anything, change }).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn leases_run_out_and_survive_a_restart() {
+async fn leases_run_out_and_deadlines_survive_a_restart() {
     let disk = FakeDisk::default();
     let engine = open(&disk, &Options::default()).unwrap();
-    let lease = engine.lease_grant(5).await.unwrap();
-    let change = Change::Put { value: "v".into(), lease };
-    engine.write(WriteRequest { key: "/leased".into(), expect: Expect::Anything, change }).await.unwrap();
+    let lease = engine.grant(0, 100).await.unwrap().id;
+    put_leased(&engine, "/leased", lease).await;
+    // After half the time, what is left is in the log.
+    engine.run_leases(tokio::time::sleep(std::time::Duration::from_secs(51))).await;
     drop(engine);
-    let engine = open(&disk.after_power_loss(0), &Options::default()).unwrap();
-    assert_eq!(dump(&engine).await.len(), 1);
+    let engine = open(&disk.after_power_loss(|_| 0), &Options::default()).unwrap();
+    let status = engine.lease_status(lease, true).unwrap();
+    assert_eq!((status.granted_seconds, status.remaining_seconds), (100, 50));
+    assert_eq!(status.keys, ["/leased"]);
     let mut watch = engine.watch(KeyRange::prefix("/"), 3).await.unwrap();
+    let started = tokio::time::Instant::now();
     tokio::select! {
         () = engine.run_leases(std::future::pending()) => unreachable!(),
         batch = watch.next() => assert!(matches!(batch.unwrap().unwrap().events[..], [Event::Delete { .. }])),
     }
+    assert_eq!(started.elapsed().as_secs(), 50);
+    assert_eq!(engine.lease_ids(), []);
 }

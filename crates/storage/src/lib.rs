@@ -123,7 +123,6 @@ pub struct WriteRequest {
 pub enum WriteOutcome {
     Written {
         revision: Revision,
-        previous: Option<Arc<KeyValue>>,
     },
     /// The expectation did not hold (or a delete found nothing); nothing was changed.
     Unmet {
@@ -137,13 +136,13 @@ pub enum WriteOutcome {
 pub enum Event {
     Put {
         kv: Arc<KeyValue>,
-        /// The value the put replaced, when it did.
+        /// What the put replaced, where that was asked for and is still known.
         previous: Option<Arc<KeyValue>>,
     },
     Delete {
         key: Bytes,
         revision: Revision,
-        /// Absent only when the value has been compacted.
+        /// What was deleted, where that was asked for and is still known.
         previous: Option<Arc<KeyValue>>,
     },
 }
@@ -187,6 +186,13 @@ pub enum Error {
     TooSlow,
     #[error("requested lease not found")]
     LeaseNotFound,
+    #[error("lease already exists")]
+    LeaseExists,
+    #[error("too large lease TTL")]
+    LeaseTtlTooLarge,
+    /// A put was to keep the value or the lease of a key that does not exist.
+    #[error("key not found")]
+    KeyNotFound,
     /// Delete or compact something, or raise the quota.
     #[error("database space exceeded")]
     NoSpace,
@@ -206,7 +212,7 @@ pub trait Store: Send + Sync + 'static {
     /// Compares and changes one key; returns when the change is durable.
     async fn write(&self, request: WriteRequest) -> Result<WriteOutcome, Error>;
 
-    /// Streams every change in `range` with a revision of at least `from`.
+    /// Streams every change in `range` with a revision of at least `from`, without what it replaced.
     async fn watch(&self, range: KeyRange, from: Revision) -> Result<WatchStream, Error>;
 
     /// The revision of the newest write.
