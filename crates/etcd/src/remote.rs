@@ -294,7 +294,6 @@ impl Store for Remote {
             }),
             Change::Delete => request_op::Request::DeleteRange(api::DeleteRangeRequest {
                 key: key.clone(),
-                prev_kv: true,
                 ..Default::default()
             }),
         };
@@ -319,12 +318,9 @@ impl Store for Remote {
         let answer: api::TxnResponse = self.call("/etcdserverpb.KV/Txn", txn).await?;
         let revision = revision_of(&answer.header);
         match answer.responses.into_iter().next().and_then(|r| r.response) {
-            Some(response_op::Response::Put(_)) => Ok(WriteOutcome::Written { revision, previous: None }),
+            Some(response_op::Response::Put(_)) => Ok(WriteOutcome::Written { revision }),
             Some(response_op::Response::DeleteRange(deleted)) if deleted.deleted > 0 => {
-                Ok(WriteOutcome::Written {
-                    revision,
-                    previous: deleted.prev_kvs.first().map(|kv| self.key_value(kv)),
-                })
+                Ok(WriteOutcome::Written { revision })
             }
             Some(response_op::Response::DeleteRange(_)) => {
                 Ok(WriteOutcome::Unmet { current: None, revision })
