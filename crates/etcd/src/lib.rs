@@ -27,12 +27,16 @@
 //! does every value, which is checked when it is read from disk.
 
 pub mod api;
+pub mod auth;
+pub mod backup;
+pub mod bolt;
 pub(crate) mod checkpoint;
 pub(crate) mod cleaner;
 pub mod command;
 pub mod disk;
 pub mod engine;
 pub(crate) mod files;
+pub mod flags;
 pub mod frame;
 pub(crate) mod leases;
 pub(crate) mod log;
@@ -40,6 +44,8 @@ pub mod record;
 pub(crate) mod recovery;
 pub mod remote;
 pub mod request;
+pub mod rpc;
+pub mod server;
 pub mod snapshot;
 pub mod state;
 

@@ -343,7 +343,6 @@ impl Store for Remote {
             range_end: end,
             start_revision: from,
             progress_notify: true,
-            prev_kv: true,
             ..Default::default()
         };
         let create = api::watch_request::RequestUnion::Create(create);

@@ -1,0 +1,193 @@
+//! From a gRPC path to the method that answers it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use prost::Message;
+use tonic::Status;
+
+use super::auth::unknown;
+use super::grpc::{self, Body, Requests, decode, frame};
+use super::{Call, Member};
+use crate::api;
+
+/// The messages of a call that has one request.
+fn encode(message: &impl Message) -> Result<Bytes, Status> {
+    Ok(frame(message))
+}
+
+impl Member {
+    /// Answers a gRPC call.
+    pub async fn call(
+        self: Arc<Member>,
+        request: Request<Incoming>,
+        common_name: Option<Arc<str>>,
+    ) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path();
+        let call = if self.auth.enabled() { Call::new(&parts.headers, common_name) } else { Call::default() };
+        let requests = Requests::new(body, self.message_bytes_max());
+        let answer = match path {
+            "/etcdserverpb.KV/Put" | "/etcdserverpb.KV/Range" | "/etcdserverpb.KV/Txn" => {
+                self.key_value_call(path, call, requests).await.map(Body::Unary)
+            }
+            _ => Box::pin(self.clone().other_call(path, call, requests)).await,
+        };
+        self.metrics.handled(path, answer.as_ref().err().map_or(tonic::Code::Ok, Status::code));
+        grpc::response(answer)
+    }
+
+    /// The calls that must be quick: they are not boxed.
+    async fn key_value_call(&self, path: &str, call: Call, mut requests: Requests) -> Result<Bytes, Status> {
+        match path {
+            "/etcdserverpb.KV/Put" => {
+                let request = requests.one().await?;
+                self.put(self.identify(&call)?, request).await
+            }
+            "/etcdserverpb.KV/Range" => {
+                let request = requests.one().await?;
+                self.range(self.identify(&call)?, request).await
+            }
+            _ => {
+                let request = requests.one().await?;
+                self.txn(self.identify(&call)?, request).await
+            }
+        }
+    }
+
+    async fn other_call(
+        self: Arc<Member>,
+        path: &str,
+        call: Call,
+        mut requests: Requests,
+    ) -> Result<Body, Status> {
+        let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.split_once('/')) else {
+            return Err(Status::unimplemented(format!("malformed method name: {path:?}")));
+        };
+        match (service, method) {
+            ("etcdserverpb.Watch", "Watch") => return Ok(Body::Stream(self.watch(call, requests))),
+            ("etcdserverpb.Lease", "LeaseKeepAlive") => {
+                return Ok(Body::Stream(self.lease_keep_alive(requests)));
+            }
+            ("grpc.health.v1.Health", "Watch") => return Err(unknown(service, method)),
+            _ => {}
+        }
+        let body = match std::future::poll_fn(|cx| requests.poll_next(cx)).await? {
+            Some(body) => body,
+            None => return Err(Status::internal("the call carried no message")),
+        };
+        match (service, method) {
+            ("etcdserverpb.Maintenance", "Snapshot") => {
+                self.auth.check_admin(&self.identify(&call)?)?;
+                Ok(Body::Stream(self.snapshot()))
+            }
+            ("v3electionpb.Election", "Observe") => {
+                let request: api::LeaderRequest = decode(&body)?;
+                self.may_observe(&self.identify(&call)?, &request.name)?;
+                Ok(Body::Stream(self.observe(request.name)))
+            }
+            _ => self.unary(service, method, &call, &body).await.map(Body::Unary),
+        }
+    }
+
+    /// Answers a call of one message with one frame. The JSON gateway comes here too.
+    pub async fn unary(
+        self: &Arc<Member>,
+        service: &str,
+        method: &str,
+        call: &Call,
+        body: &[u8],
+    ) -> Result<Bytes, Status> {
+        match (service, method) {
+            ("etcdserverpb.Auth", "Authenticate") => self.auth_call(method, None, body).await,
+            ("etcdserverpb.Auth", _) => self.auth_call(method, self.identify(call)?, body).await,
+            ("etcdserverpb.KV", "Range") => self.range(self.identify(call)?, decode(body)?).await,
+            ("etcdserverpb.KV", "Put") => self.put(self.identify(call)?, decode(body)?).await,
+            ("etcdserverpb.KV", "DeleteRange") => {
+                self.delete_range(self.identify(call)?, decode(body)?).await
+            }
+            ("etcdserverpb.KV", "Txn") => self.txn(self.identify(call)?, decode(body)?).await,
+            ("etcdserverpb.KV", "Compact") => {
+                self.identify(call)?;
+                encode(&self.compact(decode(body)?).await?)
+            }
+            ("etcdserverpb.Lease", "LeaseGrant") => {
+                self.identify(call)?;
+                encode(&self.lease_grant(decode(body)?).await?)
+            }
+            ("etcdserverpb.Lease", "LeaseRevoke") => {
+                encode(&self.lease_revoke(&self.identify(call)?, decode(body)?).await?)
+            }
+            ("etcdserverpb.Lease", "LeaseTimeToLive") => {
+                encode(&self.lease_time_to_live(call, decode(body)?)?)
+            }
+            ("etcdserverpb.Lease", "LeaseLeases") => encode(&self.lease_leases()),
+            ("etcdserverpb.Cluster", _) => self.cluster_call(method, call, body).await,
+            ("etcdserverpb.Maintenance", _) => self.maintenance_call(method, call, body).await,
+            ("v3lockpb.Lock", "Lock") => encode(&self.lock(self.identify(call)?, decode(body)?).await?),
+            ("v3lockpb.Lock", "Unlock") => encode(&self.unlock(self.identify(call)?, decode(body)?).await?),
+            ("v3electionpb.Election", "Campaign") => {
+                encode(&self.campaign(self.identify(call)?, decode(body)?).await?)
+            }
+            ("v3electionpb.Election", "Proclaim") => {
+                encode(&self.proclaim(self.identify(call)?, decode(body)?).await?)
+            }
+            ("v3electionpb.Election", "Leader") => {
+                encode(&self.leader(self.identify(call)?, decode(body)?).await?)
+            }
+            ("v3electionpb.Election", "Resign") => {
+                encode(&self.resign(self.identify(call)?, decode(body)?).await?)
+            }
+            ("grpc.health.v1.Health", "Check") => {
+                let request: api::HealthCheckRequest = decode(body)?;
+                if !request.service.is_empty() {
+                    return Err(Status::not_found("unknown service"));
+                }
+                encode(&self.health_check())
+            }
+            (
+                "etcdserverpb.KV"
+                | "etcdserverpb.Watch"
+                | "etcdserverpb.Lease"
+                | "v3lockpb.Lock"
+                | "v3electionpb.Election"
+                | "grpc.health.v1.Health",
+                _,
+            ) => Err(unknown(service, method)),
+            _ => Err(Status::unimplemented(format!("unknown service {service}"))),
+        }
+    }
+
+    async fn cluster_call(&self, method: &str, call: &Call, body: &[u8]) -> Result<Bytes, Status> {
+        if method != "MemberList" {
+            self.auth.check_admin(&self.identify(call)?)?;
+        }
+        match method {
+            "MemberList" => encode(&self.member_list()),
+            "MemberAdd" => Err(self.member_add(&decode(body)?)),
+            "MemberRemove" => Err(self.member_remove(decode::<api::MemberRemoveRequest>(body)?.id)),
+            "MemberPromote" => Err(self.member_promote(decode::<api::MemberPromoteRequest>(body)?.id)),
+            "MemberUpdate" => encode(&self.member_update(decode(body)?).await?),
+            _ => Err(unknown("etcdserverpb.Cluster", method)),
+        }
+    }
+
+    async fn maintenance_call(&self, method: &str, call: &Call, body: &[u8]) -> Result<Bytes, Status> {
+        let who = self.identify(call)?;
+        if method != "Alarm" {
+            self.auth.check_admin(&who)?;
+        }
+        match method {
+            "Alarm" => encode(&self.alarm(decode(body)?).await?),
+            "Status" => encode(&self.status()),
+            "Defragment" => encode(&self.defragment().await?),
+            "Hash" => encode(&self.hash().await?),
+            "HashKV" => encode(&self.hash_kv(decode::<api::HashKvRequest>(body)?.revision).await?),
+            "MoveLeader" => encode(&self.move_leader(decode::<api::MoveLeaderRequest>(body)?.target_id)?),
+            "Downgrade" => encode(&self.downgrade(&decode(body)?)?),
+            _ => Err(unknown("etcdserverpb.Maintenance", method)),
+        }
+    }
+}
