@@ -1,5 +1,5 @@
 //! Validation of custom resources against their OpenAPI schema, in upstream's words. Rules in CEL
-//! (`x-kubernetes-validations`) are not evaluated here.
+//! (`x-kubernetes-validations`) are the crate `expression`'s business.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -108,11 +108,27 @@ impl Validator {
     /// What is wrong with a whole object. `apiVersion`, `kind` and `metadata` are others' business.
     pub fn validate(&self, object: &Value) -> Vec<FieldError> {
         let mut errors = vec![];
-        self.check(object, &Path::root(), &mut errors);
+        self.check(object, &Path::root(), None, &mut errors);
         errors
     }
 
-    fn check(&self, value: &Value, path: &Path, errors: &mut Vec<FieldError>) {
+    /// What is wrong with an object and was not before: values that have not changed pass (KEP-4008).
+    pub fn validate_update(&self, object: &Value, old: &Value) -> Vec<FieldError> {
+        let mut errors = vec![];
+        self.check(object, &Path::root(), Some(old), &mut errors);
+        errors
+    }
+
+    /// `old` is the value's counterpart in an older object.
+    fn check(&self, value: &Value, path: &Path, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+        let before = errors.len();
+        self.check_value(value, path, old, errors);
+        if errors.len() > before && old == Some(value) {
+            errors.truncate(before);
+        }
+    }
+
+    fn check_value(&self, value: &Value, path: &Path, old: Option<&Value>, errors: &mut Vec<FieldError>) {
         let invalid = |value: &Value, text: String| {
             FieldError::invalid(path, value.clone(), format!("{} in body {text}", shown(path)))
         };
@@ -157,7 +173,7 @@ impl Validator {
         match value {
             Value::Number(n) => self.check_number(n.as_f64().unwrap_or_default(), value, &invalid, errors),
             Value::String(text) => self.check_text(text, value, path, &invalid, errors),
-            Value::Array(list) => self.check_list(list, value, path, &invalid, errors),
+            Value::Array(list) => self.check_list(list, value, path, old, &invalid, errors),
             Value::Object(object) => {
                 let length = object.len() as u64;
                 if let Some(min) = self.min_properties.filter(|min| length < *min) {
@@ -176,13 +192,15 @@ impl Validator {
                     if root && matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
                         // Names and the like may still be constrained.
                         if let Some(inner) = self.properties.get(name) {
-                            inner.check(value, &path.child(name), errors);
+                            let old = old.and_then(|o| o.get(name)).filter(|_| name == "metadata");
+                            inner.check(value, &path.child(name), old, errors);
                         }
                         continue;
                     }
+                    let old = old.and_then(|o| o.get(name));
                     match (self.properties.get(name), &self.additional) {
-                        (Some(inner), _) => inner.check(value, &path.child(name), errors),
-                        (None, Some(inner)) => inner.check(value, &path.child(name), errors),
+                        (Some(inner), _) => inner.check(value, &path.child(name), old, errors),
+                        (None, Some(inner)) => inner.check(value, &path.child(name), old, errors),
                         (None, None) => {}
                     }
                 }
@@ -265,6 +283,7 @@ impl Validator {
         list: &[Value],
         value: &Value,
         path: &Path,
+        old: Option<&Value>,
         invalid: &dyn Fn(&Value, String) -> FieldError,
         errors: &mut Vec<FieldError>,
     ) {
@@ -280,8 +299,12 @@ impl Validator {
             errors.push(invalid(value, "shouldn't contain duplicates".into()));
         }
         if let Some(items) = &self.items {
+            // Only items of lists that are maps have counterparts.
+            let same = |a: &Value, b: &Value| self.list_keys.iter().all(|k| a.get(k) == b.get(k));
+            let old = old.and_then(Value::as_array).filter(|_| !self.list_keys.is_empty());
             for (i, item) in list.iter().enumerate() {
-                items.check(item, &path.index(i), errors);
+                let old = old.and_then(|o| o.iter().find(|o| same(o, item)));
+                items.check(item, &path.index(i), old, errors);
             }
         }
         if self.list_set {
@@ -309,7 +332,7 @@ impl Validator {
     fn check_combinations(&self, value: &Value, path: &Path, errors: &mut Vec<FieldError>) {
         let passes = |schema: &Validator| {
             let mut inner = vec![];
-            schema.check(value, path, &mut inner);
+            schema.check(value, path, None, &mut inner);
             inner
         };
         let said =
@@ -489,6 +512,22 @@ mod tests {
             assert_eq!(texts.join("; "), want);
         }
         assert_eq!(validator.validate(&json!({}))[0].to_string(), "spec: Required value");
+        // What has not changed passes; what holds it must be whole.
+        let object = |spec: Value| json!({"apiVersion": "a/v1", "kind": "A", "metadata": {}, "spec": spec});
+        for (new, old, want) in [
+            (json!({"name": "AB", "free": 1}), json!({"name": "AB"}), 0),
+            (json!({"name": "AB"}), json!({"name": "CD"}), 1),
+            (json!({"name": "ab", "keyed": [{"id": "x"}]}), json!({"name": "ab", "keyed": [{"id": "x"}]}), 0),
+            (
+                json!({"name": "ab", "keyed": [{"id": "x"}, {"id": 1}]}),
+                json!({"name": "ab", "keyed": [{"id": "x"}]}),
+                0,
+            ),
+            (json!({"name": "ab", "keyed": [{"id": "y"}]}), json!({"name": "ab", "keyed": [{"id": "x"}]}), 1),
+        ] {
+            let errors = validator.validate_update(&object(new.clone()), &object(old));
+            assert_eq!(errors.len(), want, "{new}");
+        }
         assert!(Validator::new(&Value::Null).validate(&json!({"x": 1})).is_empty());
     }
 }

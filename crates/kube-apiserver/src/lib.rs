@@ -12,7 +12,6 @@ pub mod bootstrap;
 pub mod cache;
 pub mod custom;
 pub mod discovery;
-pub mod expression;
 mod flags;
 pub mod http;
 pub mod metrics;
@@ -213,8 +212,16 @@ impl Prepared {
                 let aggregating =
                     server.aggregator.keep(access.clone(), access, clock, local, ending.clone());
                 let compacting = registry::compaction::run(registry.clone(), ending.clone());
+                let type_checking = admission::policies::type_checking::run(registry.clone(), ending.clone());
                 let definitions = custom::controller::Controller::new(registry).run(ending.clone());
-                tokio::join!(bootstrap.run(ending.clone()), definitions, watching, aggregating, compacting);
+                tokio::join!(
+                    bootstrap.run(ending.clone()),
+                    definitions,
+                    type_checking,
+                    watching,
+                    aggregating,
+                    compacting
+                );
             })
         };
         shutdown.cancelled().await;

@@ -1,6 +1,7 @@
 //! Where request handling meets identity and policy. Handlers know only these traits; authentication,
 //! authorization, admission and the allocators know only these views of the registry.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use apimachinery::object::Encoded;
@@ -87,6 +88,8 @@ pub struct AdmissionRequest<'a> {
     pub old_object: Option<&'a Value>,
     /// Sent to the client as Warning headers.
     pub warnings: &'a mut Vec<String>,
+    /// For the audit log.
+    pub annotations: &'a mut BTreeMap<String, String>,
 }
 
 #[async_trait]

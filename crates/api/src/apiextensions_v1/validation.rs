@@ -1,5 +1,6 @@
 //! Whether the definition of a custom resource makes sense.
 
+use apimachinery::field_path::Path as FieldPath;
 use serde_json::Value;
 
 use crate::admissionregistration_v1::client_config;
@@ -12,6 +13,11 @@ const SPEC: Path<'static> = Path::new("spec");
 const STATUS: Path<'static> = Path::new("status");
 
 pub fn definition(definition: &Value) -> Errors {
+    definition_over(definition, &Value::Null)
+}
+
+/// `old` is what the definition was before, or `Null`.
+fn definition_over(definition: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     let spec = definition.at("spec");
     let (name, group, plural) =
@@ -21,12 +27,12 @@ pub fn definition(definition: &Value) -> Errors {
         let metadata = Path::new("metadata");
         errors.invalid(&metadata.child("name"), name, "must be spec.names.plural+\".\"+spec.group");
     }
-    spec_errors(&mut errors, spec);
+    spec_errors(&mut errors, spec, old.at("spec"));
     stored(&mut errors, definition);
     errors
 }
 
-fn spec_errors(errors: &mut Errors, spec: &Value) {
+fn spec_errors(errors: &mut Errors, spec: &Value, old: &Value) {
     let group = spec.text("group");
     let path = SPEC.child("group");
     if group.is_empty() {
@@ -72,6 +78,7 @@ fn spec_errors(errors: &mut Errors, spec: &Value) {
         }
         let schema_path = path.child("schema");
         let path_schema = schema_path.child("openAPIV3Schema");
+        let sound = errors.len();
         match version.at("schema.openAPIV3Schema") {
             Value::Null => errors.required(&path_schema, ""),
             schema => {
@@ -87,6 +94,16 @@ fn spec_errors(errors: &mut Errors, spec: &Value) {
                     }
                 }
                 structural(errors, schema, &path_schema, 0);
+                let before = old.list("versions").iter().find(|v| v.text("name") == name);
+                let stored = before.is_some_and(|v| v.at("schema.openAPIV3Schema") == schema);
+                if errors.len() == sound && !stored {
+                    let path = FieldPath::new(&path_schema.to_string());
+                    errors.extend(expression::rules::check(schema, &path));
+                }
+                let limited =
+                    before.is_none_or(|v| v.list("selectableFields").len() <= SELECTABLE_FIELDS_MAX);
+                let fields = version.list("selectableFields");
+                selectable_fields(errors, fields, schema, &path.child("selectableFields"), limited);
             }
         }
         columns(errors, version.list("additionalPrinterColumns"), &path.child("additionalPrinterColumns"));
@@ -199,6 +216,47 @@ fn columns(errors: &mut Errors, columns: &[Value], path: &Path<'_>) {
         if column.text("jsonPath").is_empty() {
             errors.required(&path.child("JSONPath"), "");
         }
+    }
+}
+
+/// How many fields objects of one version may be selected by.
+const SELECTABLE_FIELDS_MAX: usize = 8;
+
+fn selectable_fields(errors: &mut Errors, fields: &[Value], schema: &Value, list: &Path<'_>, limited: bool) {
+    let mut seen: Vec<String> = vec![];
+    for (i, field) in fields.iter().enumerate() {
+        let path = list.index(i);
+        let path = path.child("jsonPath");
+        let given = field.text("jsonPath");
+        if given.is_empty() {
+            errors.required(&path, "");
+            continue;
+        }
+        let (found, leaf) = match expression::rules::resolve_field_path(given, schema, false) {
+            Ok(found) => found,
+            Err(why) => {
+                errors.invalid(&path, given, format!("is an invalid path: {why}"));
+                continue;
+            }
+        };
+        if found == "metadata" || found.starts_with("metadata.") {
+            errors.invalid(&path, given, "must not point to fields in metadata");
+        }
+        if !["string", "boolean", "integer"].contains(&leaf.text("type")) {
+            errors.invalid(
+                &path,
+                given,
+                "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
+            );
+        }
+        if seen.contains(&found) {
+            errors.duplicate(&path, given);
+        } else {
+            seen.push(found);
+        }
+    }
+    if seen.len() > SELECTABLE_FIELDS_MAX && limited {
+        errors.too_many(list, seen.len(), SELECTABLE_FIELDS_MAX);
     }
 }
 
@@ -337,7 +395,7 @@ fn stored(errors: &mut Errors, definition: &Value) {
 }
 
 pub fn definition_update(new: &Value, old: &Value) -> Errors {
-    let mut errors = definition(new);
+    let mut errors = definition_over(new, old);
     let (spec, was) = (new.at("spec"), old.at("spec"));
     let established = old
         .list("status.conditions")
@@ -388,6 +446,27 @@ mod tests {
             (
                 |c| c["spec"]["versions"][0]["schema"] = Value::Null,
                 &["spec.versions[0].schema.openAPIV3Schema: Required value"],
+            ),
+            (
+                |c| {
+                    c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] =
+                        json!([{"rule": "self.spec.x == 1"}]);
+                },
+                &[
+                    "spec.versions[0].schema.openAPIV3Schema.x-kubernetes-validations[0].rule: Invalid value: {\"rule\":\"self.spec.x == 1\"}: compilation failed: ERROR: <input>:1:10: undefined field 'x'\n | self.spec.x == 1\n | .........^",
+                ],
+            ),
+            (
+                |c| {
+                    c["spec"]["versions"][0]["selectableFields"] =
+                        json!([{"jsonPath": ".spec"}, {"jsonPath": ".none"}, {"jsonPath": ".spec"}]);
+                },
+                &[
+                    "spec.versions[0].selectableFields[0].jsonPath: Invalid value: \".spec\": must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
+                    "spec.versions[0].selectableFields[1].jsonPath: Invalid value: \".none\": is an invalid path: does not refer to a valid field",
+                    "spec.versions[0].selectableFields[2].jsonPath: Invalid value: \".spec\": must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
+                    "spec.versions[0].selectableFields[2].jsonPath: Duplicate value: \".spec\"",
+                ],
             ),
         ];
         for (change, want) in cases {

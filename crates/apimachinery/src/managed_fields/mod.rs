@@ -10,6 +10,8 @@ pub mod set;
 mod tests;
 mod walk;
 
+pub use walk::merge;
+
 use serde_json::{Map, Value, json};
 
 use self::set::Set;

@@ -3,6 +3,7 @@
 //! Plugins run in upstream's order. Most are plain functions over the request and the caches; the few that wait for
 //! something are called by name in [`Chain`].
 
+mod authorizer_value;
 mod certificates;
 mod conditions;
 mod defaults;
@@ -13,7 +14,7 @@ mod node_restriction;
 mod owner_references;
 pub use apimachinery::pod_resources;
 mod pod_security;
-mod policies;
+pub mod policies;
 mod priority;
 pub mod quota;
 mod service_account;
@@ -284,6 +285,7 @@ pub(crate) mod testing {
         pub object: Value,
         pub old: Option<Value>,
         pub warnings: Vec<String>,
+        pub annotations: std::collections::BTreeMap<String, String>,
         pub options: Value,
     }
 
@@ -298,6 +300,7 @@ pub(crate) mod testing {
                 object,
                 old: None,
                 warnings: vec![],
+                annotations: Default::default(),
                 options: Value::Null,
             }
         }
@@ -326,6 +329,7 @@ pub(crate) mod testing {
                 object: &mut self.object,
                 old_object: self.old.as_ref(),
                 warnings: &mut self.warnings,
+                annotations: &mut self.annotations,
             })
         }
     }

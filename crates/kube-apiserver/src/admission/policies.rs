@@ -1,27 +1,39 @@
 //! ValidatingAdmissionPolicy and MutatingAdmissionPolicy: rules in CEL, bound to requests and parameters.
 
-use std::collections::HashMap;
+mod compiled;
+mod params;
+pub mod type_checking;
+
 use std::sync::Arc;
 
-use apimachinery::selector::LabelSelector;
-use apimachinery::status::{Cause, Status};
-use apimachinery::{patch, resources, schema};
+use apimachinery::status::{Cause, FieldError, Status};
+use apimachinery::{managed_fields, patch, schema};
 use arc_swap::ArcSwapOption;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::conditions::{compiled, hold, variables};
+use self::compiled::{Evaluation, Expressions, Known, Validation};
+use super::conditions::{Seen, hold};
 use super::matching::{self, Presented};
 use super::{Context, items, refuse};
-use crate::expression::{Variables, to_json};
 use crate::seams::AdmissionRequest;
 
 const GROUP: &str = "admissionregistration.k8s.io";
+/// The longest message an expression may make.
+const MESSAGE_BYTES_MAX: usize = 5 << 10;
+const ANNOTATION_BYTES_MAX: usize = 10 << 10;
 
 /// A policy with the bindings that use it.
 struct Policy {
     name: String,
     spec: Value,
+    expressions: Expressions,
     bindings: Vec<(String, Value)>,
+}
+
+impl Policy {
+    fn ignores_failures(&self) -> bool {
+        self.spec["failurePolicy"] == "Ignore"
+    }
 }
 
 /// The policies of one kind, read again when they or their bindings change.
@@ -57,15 +69,25 @@ impl Source {
             out
         };
         let bindings = list(self.bindings);
-        let policies = list(self.policies).into_iter().map(|(name, spec)| {
-            let own = bindings.iter().filter(|(_, b)| b["policyName"] == name.as_str()).cloned().collect();
-            Policy { name, spec, bindings: own }
-        });
         // Policies without a binding do nothing.
-        let fresh = Arc::new((revisions, policies.filter(|p| !p.bindings.is_empty()).collect()));
+        let policies = list(self.policies).into_iter().filter_map(|(name, spec)| {
+            let own = bindings.iter().filter(|(_, b)| b["policyName"] == name.as_str()).cloned();
+            let bindings: Vec<(String, Value)> = own.collect();
+            if bindings.is_empty() {
+                return None;
+            }
+            let expressions = Expressions::new(&spec, &Known::default());
+            Some(Policy { name, spec, expressions, bindings })
+        });
+        let fresh = Arc::new((revisions, policies.collect()));
         self.cached.store(Some(fresh.clone()));
         fresh
     }
+}
+
+/// What is wrong with the expressions of a policy that is written.
+pub(super) fn check(spec: &Value, _resource: &str) -> Vec<FieldError> {
+    Expressions::new(spec, &Known::default()).errors()
 }
 
 /// Whether `matchConstraints` or `matchResources` select the request, and in which version.
@@ -102,138 +124,86 @@ fn own(request: &AdmissionRequest<'_>) -> Presented {
     }
 }
 
-/// The resource of a parameter kind and whether it has namespaces.
-fn param_resource(context: &Context, kind: &Value) -> Option<(String, String, bool)> {
-    let api_version = kind["apiVersion"].as_str()?;
-    let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
-    let kind = kind["kind"].as_str()?;
-    if let Some(known) = resources::find_kind(group, version, kind) {
-        return Some((group.to_owned(), known.resource.to_owned(), known.namespaced));
-    }
-    let definitions = context.objects.list("apiextensions.k8s.io", "customresourcedefinitions", None);
-    definitions.iter().find_map(|definition| {
-        let value: Value = serde_json::from_slice(&definition.body).ok()?;
-        let spec = &value["spec"];
-        if spec["group"] != group || spec["names"]["kind"] != kind {
-            return None;
-        }
-        let resource = spec["names"]["plural"].as_str()?.to_owned();
-        Some((group.to_owned(), resource, spec["scope"] == "Namespaced"))
-    })
-}
-
-/// The parameters a binding gives; one `Null` where the policy has none.
-fn params(
-    context: &Context,
-    policy: &Policy,
-    binding: &Value,
-    request: &AdmissionRequest<'_>,
-) -> Result<Vec<Value>, String> {
-    let (kind, reference) = (&policy.spec["paramKind"], &binding["paramRef"]);
-    if kind.is_null() || reference.is_null() {
-        return Ok(vec![Value::Null]);
-    }
-    let (group, resource, namespaced) = param_resource(context, kind).ok_or_else(|| {
-        format!(
-            "failed to find resource referenced by paramKind: '{}, Kind={}'",
-            kind["apiVersion"].as_str().unwrap_or_default(),
-            kind["kind"].as_str().unwrap_or_default()
-        )
-    })?;
-    let namespace = match reference["namespace"].as_str() {
-        _ if !namespaced => "",
-        Some(namespace) if !namespace.is_empty() => namespace,
-        _ if request.namespace.is_empty() => {
-            return Err(
-                "cannot use namespaced paramRef in policy binding that matches cluster-scoped resources"
-                    .into(),
-            );
-        }
-        _ => request.namespace,
-    };
-    let found: Vec<Value> = match reference["name"].as_str().filter(|n| !n.is_empty()) {
-        Some(name) => {
-            let object = context.objects.get(&group, &resource, namespace, name);
-            object.and_then(|o| o.to_value().ok()).into_iter().collect()
-        }
-        None => {
-            let selector = LabelSelector::from_value(&reference["selector"]).map_err(|e| e.0)?;
-            let scope = namespaced.then_some(namespace);
-            let objects = context.objects.list(&group, &resource, scope);
-            let selected = objects.iter().filter(|o| selector.matches(&o.attributes));
-            selected.filter_map(|o| o.to_value().ok()).collect()
-        }
-    };
-    if found.is_empty() && reference["parameterNotFoundAction"] != "Allow" {
-        return Err("no params found for policy binding with `Deny` parameterNotFoundAction".into());
-    }
-    Ok(found)
-}
-
-/// Sets `params` and evaluates the policy's variables, each of which may use those before it. A variable that fails is
-/// missing for whoever uses it.
-fn with_params(policy: &Policy, base: &Variables, params: &Value) -> Variables {
-    let mut out = base.clone();
-    out.set("params", params);
-    let mut values: HashMap<String, cel::Value> = HashMap::new();
-    for variable in items(&policy.spec, "variables") {
-        let (Some(name), Some(source)) = (variable["name"].as_str(), variable["expression"].as_str()) else {
-            continue;
-        };
-        out.set_map("variables", &values);
-        if let Ok(value) = compiled(source).and_then(|p| p.evaluate(&out)) {
-            values.insert(name.to_owned(), value);
-        }
-    }
-    out.set_map("variables", &values);
-    out
-}
-
 /// Why a policy refuses.
 #[derive(Debug, PartialEq)]
 struct Finding {
     message: String,
     reason: String,
+    /// Which of the policy's validations, counted from 0.
+    index: usize,
 }
 
 impl Finding {
     fn error(message: String) -> Finding {
-        Finding { message, reason: String::new() }
+        Finding { message, reason: String::new(), index: 0 }
     }
 }
 
-fn validations(policy: &Policy, variables: &Variables) -> Vec<Finding> {
-    let ignores = policy.spec["failurePolicy"] == "Ignore";
+/// The values of a policy's audit annotations, or why one of them refuses the request.
+type Annotations = Vec<(String, String)>;
+
+fn message(validation: &Validation, evaluation: &Evaluation<'_>, computed: Option<String>) -> String {
+    let _ = evaluation;
+    computed
+        .map(|m| m.trim().to_owned())
+        .filter(|m| !m.is_empty() && m.len() <= MESSAGE_BYTES_MAX && !m.contains('\n'))
+        .or_else(|| Some(validation.message.clone()).filter(|m| !m.is_empty()))
+        .unwrap_or_else(|| format!("failed expression: {}", validation.rule.source.trim()))
+}
+
+/// What one use of a policy finds.
+fn validations<'a>(
+    policy: &'a Policy,
+    evaluation: &Evaluation<'a>,
+    annotations: &mut Annotations,
+) -> Vec<Finding> {
     let mut out = Vec::new();
-    for validation in items(&policy.spec, "validations") {
-        let source = validation["expression"].as_str().unwrap_or_default();
-        match compiled(source).and_then(|p| p.evaluate_bool(variables)) {
-            Ok(true) => {}
-            Err(_) if ignores => {}
-            Err(why) => out.push(Finding::error(format!("expression '{source}' resulted in error: {why}"))),
-            Ok(false) => {
-                let computed = validation["messageExpression"].as_str().and_then(|source| {
-                    let text = compiled(source).and_then(|p| p.evaluate_string(variables)).ok()?;
-                    let text = text.trim().to_owned();
-                    (!text.is_empty() && !text.contains('\n')).then_some(text)
+    for (index, validation) in policy.expressions.validations.iter().enumerate() {
+        let failed = match evaluation.value(&validation.rule) {
+            Ok(expression::Value::Bool(true)) => continue,
+            Ok(_) => None,
+            Err(_) if policy.ignores_failures() => continue,
+            Err(why) => Some(why),
+        };
+        let (message, reason) = match failed {
+            Some(why) => (why, String::new()),
+            None => {
+                let computed = validation.message_rule.as_ref().and_then(|rule| {
+                    let value = evaluation.run(rule).ok()?;
+                    value.as_str().map(str::to_owned)
                 });
-                let given = validation["message"].as_str().map(str::trim).filter(|m| !m.is_empty());
-                let message = computed
-                    .or_else(|| given.map(str::to_owned))
-                    .unwrap_or_else(|| format!("failed expression: {}", source.trim()));
-                let reason = validation["reason"].as_str().unwrap_or_default().to_owned();
-                out.push(Finding { message, reason });
+                (message(validation, evaluation, computed), validation.reason.clone())
             }
+        };
+        out.push(Finding { message, reason, index });
+    }
+    for (key, rule) in &policy.expressions.annotations {
+        match evaluation.value(rule) {
+            Ok(expression::Value::Null) => {}
+            Ok(value) => {
+                let text = value.as_str().unwrap_or_default().trim();
+                let end =
+                    (0..=text.len().min(ANNOTATION_BYTES_MAX)).rev().find(|i| text.is_char_boundary(*i));
+                let text = &text[..end.unwrap_or(0)];
+                if !text.is_empty() {
+                    annotations.push((format!("{}/{key}", policy.name), text.to_owned()));
+                }
+            }
+            Err(_) if policy.ignores_failures() => {}
+            Err(why) => out.push(Finding::error(why)),
         }
     }
     out
 }
 
-fn denied(request: &AdmissionRequest<'_>, policy: &str, binding: &str, finding: &Finding) -> Status {
-    let message = format!(
-        "ValidatingAdmissionPolicy '{policy}' with binding '{binding}' denied request: {}",
-        finding.message
-    );
+fn denied(request: &AdmissionRequest<'_>, policy: &str, binding: Option<&str>, finding: &Finding) -> Status {
+    let message = match binding {
+        Some(binding) => format!(
+            "ValidatingAdmissionPolicy '{policy}' with binding '{binding}' denied request: {}",
+            finding.message
+        ),
+        None => format!("ValidatingAdmissionPolicy '{policy}' denied request: {}", finding.message),
+    };
     let mut status = refuse(request, &message);
     let (reason, code) = match finding.reason.as_str() {
         "Forbidden" => ("Forbidden", 403),
@@ -249,56 +219,36 @@ fn denied(request: &AdmissionRequest<'_>, policy: &str, binding: &str, finding: 
     status
 }
 
-/// One use of a policy: its binding and what expressions see.
+/// A binding of a policy that is about the request, with its parameters.
 struct Use<'a> {
-    policy: &'a Policy,
     binding: &'a str,
     spec: &'a Value,
-    presented: Presented,
-    outcome: Result<Variables, String>,
+    params: Result<Vec<Value>, String>,
 }
 
-/// All uses of policies for a request whose conditions hold.
+/// The uses of a policy for a request; `Err` is what is wrong with the policy's own selectors.
 fn uses<'a>(
     context: &Context,
-    policies: &'a [Policy],
+    policy: &'a Policy,
     request: &AdmissionRequest<'_>,
-    wanted: impl Fn(&Policy) -> bool,
-) -> Vec<Use<'a>> {
+) -> Result<Option<(Presented, Vec<Use<'a>>)>, String> {
+    let Some(presented) = selects(context, &policy.spec["matchConstraints"], request)? else {
+        return Ok(None);
+    };
     let mut out = Vec::new();
-    for policy in policies.iter().filter(|p| wanted(p)) {
-        let presented = match selects(context, &policy.spec["matchConstraints"], request) {
-            Ok(Some(presented)) => presented,
+    for (binding, spec) in &policy.bindings {
+        let params = match selects(context, &spec["matchResources"], request) {
             Ok(None) => continue,
-            Err(why) => {
-                tracing::warn!(policy = policy.name, why, "policy with a selector that cannot be read");
-                continue;
-            }
+            Ok(Some(_)) => params::find(context, &policy.spec["paramKind"], &spec["paramRef"], request),
+            Err(why) => Err(why),
         };
-        let base = variables(context, &presented, request);
-        for (binding, spec) in &policy.bindings {
-            if !matches!(selects(context, &spec["matchResources"], request), Ok(Some(_))) {
-                continue;
-            }
-            let mut push = |outcome: Result<Variables, String>| {
-                out.push(Use { policy, binding, spec, presented: presented.clone(), outcome });
-            };
-            match params(context, policy, spec, request) {
-                Err(why) => push(Err(why)),
-                Ok(all) => {
-                    for params in all {
-                        let variables = with_params(policy, &base, &params);
-                        match hold(&policy.spec["matchConditions"], &variables) {
-                            Ok(true) => push(Ok(variables)),
-                            Ok(false) => {}
-                            Err(why) => push(Err(why)),
-                        }
-                    }
-                }
-            }
-        }
+        out.push(Use { binding, spec, params });
     }
-    out
+    Ok((!out.is_empty()).then_some((presented, out)))
+}
+
+fn conditions_hold(policy: &Policy, seen: &expression::Variables<'_>) -> Result<bool, String> {
+    hold(policy.expressions.conditions.iter().map(|c| (c.source.as_str(), c.program.clone())), seen)
 }
 
 pub struct Policies {
@@ -321,27 +271,77 @@ impl Policies {
             return Ok(());
         }
         let policies = self.validating.load(context);
-        if policies.1.is_empty() {
-            return Ok(());
-        }
         let mut refusal: Option<Status> = None;
         let mut warnings: Vec<String> = Vec::new();
-        for used in uses(context, &policies.1, request, |_| true) {
-            let findings = match used.outcome {
-                Ok(variables) => validations(used.policy, &variables),
-                Err(_) if used.policy.spec["failurePolicy"] == "Ignore" => Vec::new(),
-                Err(why) => vec![Finding::error(why)],
-            };
-            let acts = |action: &str| items(used.spec, "validationActions").any(|a| a == action);
-            for finding in findings {
-                if acts("Deny") && refusal.is_none() {
-                    refusal = Some(denied(request, &used.policy.name, used.binding, &finding));
+        for policy in &policies.1 {
+            let (presented, uses) = match uses(context, policy, request) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(_) if policy.ignores_failures() => continue,
+                Err(why) => {
+                    let finding = Finding::error(format!("failed to configure policy: {why}"));
+                    refusal.get_or_insert_with(|| denied(request, &policy.name, None, &finding));
+                    continue;
                 }
-                if acts("Warn") {
-                    warnings.push(format!(
-                        "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
-                        used.policy.name, used.binding, finding.message
-                    ));
+            };
+            let seen = Seen::new(context, &presented, request);
+            let mut annotations = Annotations::new();
+            for used in &uses {
+                let params = match &used.params {
+                    Ok(params) => params,
+                    Err(_) if policy.ignores_failures() => continue,
+                    Err(why) => {
+                        let finding = Finding::error(format!("failed to configure binding: {why}"));
+                        refusal.get_or_insert_with(|| {
+                            denied(request, &policy.name, Some(used.binding), &finding)
+                        });
+                        continue;
+                    }
+                };
+                for params in params {
+                    let mut variables = seen.variables();
+                    variables.set("params", expression::Value::from_json(params, None));
+                    let findings = match conditions_hold(policy, &variables) {
+                        Ok(false) => continue,
+                        Ok(true) => validations(
+                            policy,
+                            &Evaluation::new(&policy.expressions, variables),
+                            &mut annotations,
+                        ),
+                        Err(_) if policy.ignores_failures() => continue,
+                        Err(why) => vec![Finding::error(why)],
+                    };
+                    for finding in findings {
+                        for action in items(used.spec, "validationActions").filter_map(Value::as_str) {
+                            match action {
+                                "Deny" => {
+                                    refusal.get_or_insert_with(|| {
+                                        denied(request, &policy.name, Some(used.binding), &finding)
+                                    });
+                                }
+                                "Warn" => warnings.push(format!(
+                                    "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {}",
+                                    policy.name, used.binding, finding.message
+                                )),
+                                "Audit" => {
+                                    let failure = json!([{"message": finding.message, "policy": policy.name,
+                                        "binding": used.binding, "expressionIndex": finding.index,
+                                        "validationActions": used.spec["validationActions"]}]);
+                                    let key = "validation.policy.admission.k8s.io/validation_failure";
+                                    request.annotations.insert(key.to_owned(), failure.to_string());
+                                }
+                                _ => {}
+                            }
+                        }
+                    }
+                }
+            }
+            for (key, value) in annotations {
+                let all = request.annotations.entry(key).or_default();
+                if all.is_empty() {
+                    *all = value;
+                } else if !all.split(", ").any(|v| v == value) {
+                    *all = format!("{all}, {value}");
                 }
             }
         }
@@ -362,61 +362,76 @@ impl Policies {
         }
         let policies = self.mutating.load(context);
         let mut changed = false;
-        for i in 0..policies.1.len() {
-            let one = &policies.1[i..=i];
-            let again = |p: &Policy| !second || p.spec["reinvocationPolicy"] == "IfNeeded";
-            for used in uses(context, one, request, again) {
-                let ignores = used.policy.spec["failurePolicy"] == "Ignore";
-                let result = used
-                    .outcome
-                    .and_then(|variables| apply(used.policy, &used.presented, variables, request));
-                match result {
-                    Ok(did) => changed |= did,
-                    Err(_) if ignores => {}
-                    Err(why) => {
-                        return Err(refuse(
-                            request,
-                            format!(
-                                "MutatingAdmissionPolicy '{}' with binding '{}' denied request: {why}",
-                                used.policy.name, used.binding
-                            ),
-                        ));
+        let mut failures: Vec<String> = Vec::new();
+        for policy in policies.1.iter().filter(|p| !second || p.spec["reinvocationPolicy"] == "IfNeeded") {
+            let mut fail = |binding: Option<&str>, why: String| {
+                if policy.ignores_failures() {
+                    return;
+                }
+                failures.push(match binding {
+                    Some(binding) => {
+                        format!("policy '{}' with binding '{binding}' denied request: {why}", policy.name)
+                    }
+                    None => format!("policy {:?} denied request: {why}", policy.name),
+                });
+            };
+            let (presented, uses) = match uses(context, policy, request) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(why) => {
+                    fail(None, format!("failed to configure policy: {why}"));
+                    continue;
+                }
+            };
+            for used in uses {
+                match used.params {
+                    Err(why) => fail(Some(used.binding), format!("failed to configure binding: {why}")),
+                    Ok(params) => {
+                        for params in params {
+                            match apply(context, policy, &presented, &params, request) {
+                                Ok(did) => changed |= did,
+                                Err(why) => fail(Some(used.binding), why),
+                            }
+                        }
                     }
                 }
             }
         }
-        Ok(changed)
+        let Some(first) = failures.first() else { return Ok(changed) };
+        let mut status = refuse(request, "admission request denied by policy");
+        status.message = first.clone();
+        status.reason = "Invalid".into();
+        if let Some(details) = &mut status.details {
+            details.causes.extend(failures.iter().map(|m| Cause { message: m.clone(), ..Cause::default() }));
+        }
+        Err(status)
     }
 }
 
 /// Applies a policy's mutations one after the other, each seeing the object the one before made.
 fn apply(
+    context: &Context,
     policy: &Policy,
     presented: &Presented,
-    mut seen: Variables,
+    params: &Value,
     request: &mut AdmissionRequest<'_>,
 ) -> Result<bool, String> {
     let before = request.object.clone();
-    for mutation in items(&policy.spec, "mutations") {
-        let object = matching::in_version(request.object, presented);
-        seen.set("object", &object);
-        let evaluate = |field: &str| -> Result<Value, String> {
-            let source = mutation[field]["expression"].as_str().unwrap_or_default();
-            let value = compiled(source).and_then(|p| p.evaluate(&seen)).and_then(|v| to_json(&v));
-            value.map_err(|why| format!("expression '{}' resulted in error: {why}", source.trim()))
-        };
-        let patched = if mutation["patchType"] == "JSONPatch" {
-            let operations = evaluate("jsonPatch")?;
-            let bytes = serde_json::to_vec(&operations).map_err(|e| e.to_string())?;
-            patch::json_patch(&object, &bytes).map_err(|e| e.message)?
+    for (i, mutation) in policy.expressions.mutations.iter().enumerate() {
+        let seen = Seen::new(context, presented, request);
+        let mut variables = seen.variables();
+        variables.set("params", expression::Value::from_json(params, None));
+        if i == 0 && !conditions_hold(policy, &variables)? {
+            return Ok(false);
+        }
+        let evaluation = Evaluation::new(&policy.expressions, variables);
+        let value = evaluation.value(&mutation.rule)?;
+        let value = value.to_json().map_err(|why| why.to_string())?;
+        let patched = if mutation.json_patch {
+            let operations = serde_json::to_vec(&value).map_err(|e| e.to_string())?;
+            patch::json_patch(&seen.object, &operations).map_err(|e| e.message)?
         } else {
-            let configuration = evaluate("applyConfiguration")?;
-            let bytes = serde_json::to_vec(&configuration).map_err(|e| e.to_string())?;
-            match schema::for_kind(&presented.group, &presented.version, &presented.kind) {
-                Some(schema) => patch::strategic_merge_patch(&object, &bytes, schema),
-                None => patch::merge_patch(&object, &bytes),
-            }
-            .map_err(|e| e.message)?
+            merged(&seen.object, value, presented)?
         };
         let back = Presented { version: request.version.to_owned(), ..presented.clone() };
         *request.object = matching::in_version(&patched, &back);
@@ -424,123 +439,52 @@ fn apply(
     Ok(*request.object != before)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::admission::testing::{Request, context};
-    use crate::security::testing::FakeObjects;
-    use serde_json::json;
-
-    fn put_policy(objects: &FakeObjects, kind: &str, spec: Value, binding: Value) {
-        let rules = json!([{"operations": ["*"], "apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["deployments"]}]);
-        let mut spec = spec;
-        spec["matchConstraints"] = json!({"resourceRules": rules});
-        let mut binding = binding;
-        binding["policyName"] = json!("p");
-        objects.put(
-            GROUP,
-            &format!("{kind}admissionpolicies"),
-            json!({"metadata": {"name": "p"}, "spec": spec}),
-        );
-        objects.put(
-            GROUP,
-            &format!("{kind}admissionpolicybindings"),
-            json!({"metadata": {"name": "b"}, "spec": binding}),
-        );
+/// An apply configuration laid over the object, as server-side apply would, with no one owning the result.
+fn merged(object: &Value, mut configuration: Value, presented: &Presented) -> Result<Value, String> {
+    let Some(schema) = schema::for_kind(&presented.group, &presented.version, &presented.kind) else {
+        let bytes = serde_json::to_vec(&configuration).map_err(|e| e.to_string())?;
+        return patch::merge_patch(object, &bytes).map_err(|e| e.message);
+    };
+    let mut atomic = Vec::new();
+    atomics(&configuration, schema, "", &mut atomic);
+    if !atomic.is_empty() {
+        return Err(format!(
+            "error applying patch: invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: {}",
+            atomic.join(", ")
+        ));
     }
-
-    fn deployment(replicas: i64) -> Request {
-        let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"namespace": "a", "name": "d"},
-            "spec": {"replicas": replicas, "template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}});
-        Request::create("apps", "deployments", object)
+    for field in ["apiVersion", "kind"] {
+        configuration[field] = object[field].clone();
     }
+    managed_fields::merge(object, &configuration, schema)
+        .map_err(|why| format!("error applying patch: failed to merge patch: {why}"))
+}
 
-    #[test]
-    fn validates() {
-        let objects = Arc::new(FakeObjects::default());
-        objects.put("", "namespaces", json!({"metadata": {"name": "a"}}));
-        put_policy(
-            &objects,
-            "validating",
-            json!({
-                "variables": [{"name": "odd", "expression": "variables_unused == 1"},
-                              {"name": "replicas", "expression": "object.spec.replicas"},
-                              {"name": "isOdd", "expression": "variables.replicas % 2 == 1"}],
-                "validations": [
-                    {"expression": "variables.replicas > 1", "messageExpression": "'wants replicas > 1, got ' + string(variables.replicas)"},
-                    {"expression": "variables.isOdd", "message": "must be odd", "reason": "Forbidden"},
-                    {"expression": "namespaceObject.metadata.name == 'a'"}]}),
-            json!({"validationActions": ["Deny", "Warn"]}),
-        );
-        let context = context(&objects);
-        let policies = Policies::default();
-        for (replicas, want) in
-            [(3, None), (1, Some((422, "wants replicas > 1, got 1"))), (4, Some((403, "must be odd")))]
-        {
-            let mut request = deployment(replicas);
-            let got = request.with(|r| policies.validate(&context, r));
-            match want {
-                None => got.unwrap(),
-                Some((code, text)) => {
-                    let status = got.unwrap_err();
-                    let full =
-                        format!("ValidatingAdmissionPolicy 'p' with binding 'b' denied request: {text}");
-                    assert!(status.message.ends_with(&full), "{status}");
-                    assert_eq!(status.code, code);
-                    assert!(request.warnings[0].contains(text));
+/// The paths of atomic values in a configuration: laying one over an object would remove what it leaves out.
+fn atomics(value: &Value, schema: &schema::Schema, path: &str, out: &mut Vec<String>) {
+    match value {
+        Value::Object(members) => {
+            if schema.atomic() {
+                out.push(path.to_owned());
+            }
+            for (name, inner) in members {
+                if let Some(schema) = schema.member(name) {
+                    atomics(inner, schema, &format!("{path}.{name}"), out);
                 }
             }
         }
-    }
-
-    #[test]
-    fn mutates() {
-        let objects = Arc::new(FakeObjects::default());
-        put_policy(
-            &objects,
-            "mutating",
-            json!({"mutations": [
-                {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{spec: Object.spec{replicas: 1337}}"}},
-                {"patchType": "ApplyConfiguration", "applyConfiguration": {
-                    "expression": "Object{metadata: Object.metadata{annotations: {\"mutated-by\": \"admission-policy\"}}}"}},
-                {"patchType": "JSONPatch", "jsonPatch": {
-                    "expression": "[JSONPatch{op: 'add', path: '/spec/paused', value: object.spec.replicas == 1337}]"}}]}),
-            json!({}),
-        );
-        let context = context(&objects);
-        let mut request = deployment(1);
-        assert!(request.with(|r| Policies::default().mutate(&context, r, false)).unwrap());
-        let object = &request.object;
-        assert_eq!((&object["spec"]["replicas"], &object["spec"]["paused"]), (&json!(1337), &json!(true)));
-        assert_eq!(object["metadata"]["annotations"]["mutated-by"], "admission-policy");
-        assert_eq!(object["spec"]["template"]["spec"]["containers"][0]["image"], "i");
-    }
-
-    #[test]
-    fn parameters() {
-        let objects = Arc::new(FakeObjects::default());
-        let bind = json!({"validationActions": ["Deny"], "paramRef": {"name": "limit", "parameterNotFoundAction": "Deny"}});
-        put_policy(
-            &objects,
-            "validating",
-            json!({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
-                   "validations": [{"expression": "object.spec.replicas <= int(params.data.max)"}]}),
-            bind,
-        );
-        let context = context(&objects);
-        let policies = Policies::default();
-        let run = |replicas: i64| {
-            deployment(replicas).with(|r| policies.validate(&context, r)).map_err(|s| s.message)
-        };
-        assert!(run(1).unwrap_err().contains("no params found"));
-        objects.put(
-            "",
-            "configmaps",
-            json!({"metadata": {"namespace": "a", "name": "limit"}, "data": {"max": "5"}}),
-        );
-        assert_eq!(run(5), Ok(()));
-        assert!(
-            run(6).unwrap_err().contains("failed expression: object.spec.replicas <= int(params.data.max)")
-        );
+        Value::Array(items) => match &schema.kind {
+            schema::Kind::List(_, schema::ListType::Atomic) => out.push(path.to_owned()),
+            _ => {
+                let Some(inner) = schema.items() else { return };
+                for (i, item) in items.iter().enumerate() {
+                    atomics(item, inner, &format!("{path}[{i}]"), out);
+                }
+            }
+        },
+        _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,10 +8,12 @@ use std::sync::{Arc, OnceLock};
 use api::scale::Scale;
 use api::strategy::{DEFAULT, Rules};
 use api::table::custom::CustomTable;
+use apimachinery::field_path::Path;
 use apimachinery::object::Encoded;
 use apimachinery::schema::Schema;
-use apimachinery::status::{FieldError, Status};
+use apimachinery::status::{FieldError, FieldErrorKind, Status};
 use apimachinery::structural::Validator;
+use expression::rules::Rules as CelRules;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -35,6 +37,7 @@ pub struct CustomResource {
     storage_schema: Arc<Schema>,
     open_api: Value,
     validator: Validator,
+    rules: Option<CelRules>,
     table: CustomTable,
     /// Of all versions, which share the cache.
     selectable: Arc<[&'static str]>,
@@ -173,6 +176,7 @@ pub fn entries(
             storage_schema: storage_schema.clone(),
             has_defaults: has_default(&open_api),
             validator: Validator::new(&open_api),
+            rules: CelRules::new(&open_api),
             table: CustomTable::new(version),
             selectable: selectable.clone(),
             labels: labels.filter_map(|f| f["jsonPath"].as_str().map(|p| plain_path(p).to_owned())).collect(),
@@ -290,8 +294,25 @@ impl CustomResource {
         }
     }
 
-    pub fn validate(&self, object: &Value) -> Vec<FieldError> {
-        self.validator.validate(object)
+    /// What is wrong with an object, given what it was before. Also returns warnings about what was as wrong before.
+    pub fn validate(&self, object: &Value, old: Option<&Value>) -> (Vec<FieldError>, Vec<String>) {
+        let mut errors = match old {
+            Some(old) => self.validator.validate_update(object, old),
+            None => self.validator.validate(object),
+        };
+        let Some(rules) = &self.rules else { return (errors, Vec::new()) };
+        let blocks = |e: &FieldError| {
+            use FieldErrorKind::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
+            matches!(e.kind, NotSupported | Required | TooLong | TooMany | TypeInvalid)
+        };
+        if errors.iter().any(blocks) {
+            let detail = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+            errors.push(FieldError::invalid(&Path::root(), Value::Null, detail));
+            return (errors, Vec::new());
+        }
+        let findings = rules.validate(object, old);
+        errors.extend(findings.errors);
+        (errors, findings.warnings)
     }
 
     pub fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
@@ -349,6 +370,11 @@ impl CustomResource {
             scale: self.scale.is_some(),
             selectable_fields: self.selectable_fields.clone(),
         }
+    }
+
+    /// The `openAPIV3Schema` of this version.
+    pub fn open_api_schema(&self) -> &Value {
+        &self.open_api
     }
 
     /// Changes whenever what is published about the resource does.

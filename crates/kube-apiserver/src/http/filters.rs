@@ -56,6 +56,7 @@ pub async fn handle(server: &Arc<Server>, request: Request<Body>, caller: Caller
         body,
         upgrade,
         warnings: Vec::new(),
+        annotations: Default::default(),
     };
     let answered = AssertUnwindSafe(answer(server, &mut call, caller)).catch_unwind().await;
     let result = answered.unwrap_or_else(|panic| {

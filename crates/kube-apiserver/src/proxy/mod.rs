@@ -74,6 +74,7 @@ async fn admit(server: &Server, call: &mut Call, kind: &str, mut options: Value)
         object: &mut options,
         old_object: None,
         warnings: &mut call.warnings,
+        annotations: &mut call.annotations,
     };
     policy.admission.admit(&mut request).await?;
     policy.admission.validate(&mut request).await

@@ -235,6 +235,7 @@ impl Write<'_> {
             object: &mut nothing,
             old_object: Some(old),
             warnings: &mut self.warnings,
+            annotations: &mut self.annotations,
         };
         policy.admission.admit(&mut request).await?;
         policy.admission.validate(&mut request).await

@@ -39,6 +39,8 @@ pub struct Call {
     pub upgrade: Option<hyper::upgrade::OnUpgrade>,
     /// Sent as Warning headers.
     pub warnings: Vec<String>,
+    /// For the audit log.
+    pub annotations: std::collections::BTreeMap<String, String>,
 }
 
 impl Call {
@@ -191,6 +193,7 @@ impl Call {
             manager: self.manager()?,
             options: self.options(),
             warnings: Vec::new(),
+            annotations: Default::default(),
         })
     }
 

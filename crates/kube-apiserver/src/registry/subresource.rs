@@ -290,6 +290,7 @@ async fn connect(
         object,
         old_object: None,
         warnings: &mut write.warnings,
+        annotations: &mut write.annotations,
     };
     policy.admission.admit(&mut request).await?;
     policy.admission.validate(&mut request).await
@@ -415,6 +416,7 @@ async fn take_from_budget(
         manager: write.manager.clone(),
         options: Value::Null,
         warnings: Vec::new(),
+        annotations: Default::default(),
     };
     budget_write
         .edit(namespace, &budget, &|old| {

@@ -1,5 +1,6 @@
 //! Creating and changing objects: defaults, ownership, admission, strategy, validation, storage, in upstream's order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use apimachinery::clock::Clock;
@@ -34,6 +35,8 @@ pub struct Write<'a> {
     /// CreateOptions, UpdateOptions, PatchOptions or DeleteOptions, for admission.
     pub options: Value,
     pub warnings: Vec<String>,
+    /// For the audit log.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// What an update does with the stored object.
@@ -65,6 +68,7 @@ impl<'a> Write<'a> {
             manager: "kube-apiserver".to_owned(),
             options: Value::Null,
             warnings: Vec::new(),
+            annotations: BTreeMap::new(),
         }
     }
 }
@@ -106,6 +110,7 @@ impl Write<'_> {
             object,
             old_object: old,
             warnings: &mut self.warnings,
+            annotations: &mut self.annotations,
         };
         if validating {
             policy.admission.validate(&mut request).await
@@ -165,7 +170,7 @@ impl Write<'_> {
             if attempt == 0 {
                 let mut errors = entry.strategy.validate(&object);
                 if let Some(custom) = &entry.custom {
-                    errors.extend(custom.validate(&object));
+                    errors.extend(custom.validate(&object, None).0);
                 }
                 self.invalid(&name, errors)?;
                 self.warnings.extend(entry.strategy.warnings(&object, None));
@@ -425,7 +430,9 @@ impl Write<'_> {
         };
         let mut errors = errors;
         if let Some(custom) = &entry.custom {
-            errors.extend(custom.validate(&new));
+            let (wrong, warnings) = custom.validate(&new, Some(old));
+            errors.extend(wrong);
+            self.warnings.extend(warnings);
         }
         self.invalid(name, errors)?;
         self.warnings.extend(entry.strategy.warnings(&new, Some(old)));

@@ -289,6 +289,7 @@ mod tests {
                 object: &mut object,
                 old_object: None,
                 warnings: &mut request.warnings,
+                annotations: &mut request.annotations,
             };
             let got = quotas.validate(&context, &admission).await;
             assert_eq!(got.is_ok(), want, "{got:?}");

@@ -514,6 +514,7 @@ mod tests {
                 object: &mut object,
                 old_object: None,
                 warnings: &mut warnings,
+                annotations: &mut Default::default(),
             };
             let result = webhooks.mutate(&context, &mut admission, &mut round, false).await;
             (result.map_err(|s| s.message), object, warnings)
