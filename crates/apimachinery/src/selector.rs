@@ -486,6 +486,12 @@ impl FieldSelector {
         self.terms.is_empty()
     }
 
+    /// The terms on fields that `keep` accepts.
+    #[must_use]
+    pub fn retained(&self, keep: impl Fn(&str) -> bool) -> FieldSelector {
+        FieldSelector { terms: self.terms.iter().filter(|t| keep(&t.field)).cloned().collect() }
+    }
+
     /// The value a field must have, where one term says so.
     pub fn required(&self, field: &str) -> Option<&str> {
         self.terms.iter().find(|t| t.equal && t.field == field).map(|t| t.value.as_str())

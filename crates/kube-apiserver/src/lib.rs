@@ -17,6 +17,7 @@ pub mod http;
 pub mod metrics;
 pub mod proxy;
 pub mod registry;
+pub mod resource_metrics;
 pub mod seams;
 pub mod security;
 pub mod server;
@@ -208,7 +209,8 @@ impl Prepared {
                 };
                 let access = Arc::new(Access(registry.clone()));
                 let clock = registry.clock.clone();
-                let local = registry.table.load().group_versions();
+                let mut local = registry.table.load().group_versions();
+                local.push((resource_metrics::GROUP.to_owned(), resource_metrics::VERSION.to_owned()));
                 let aggregating =
                     server.aggregator.keep(access.clone(), access, clock, local, ending.clone());
                 let compacting = registry::compaction::run(registry.clone(), ending.clone());

@@ -9,6 +9,7 @@ use crate::discovery::Documents;
 use crate::metrics::Metrics;
 use crate::proxy::Kubelets;
 use crate::registry::Registry;
+use crate::resource_metrics::ResourceMetrics;
 
 /// Requests in progress that read, as upstream's default.
 const READING_MAX: usize = 400;
@@ -22,6 +23,7 @@ pub struct Server {
     pub documents: Documents,
     pub kubelets: Kubelets,
     pub aggregator: Aggregator,
+    pub resource_metrics: ResourceMetrics,
 }
 
 impl Server {
@@ -34,6 +36,7 @@ impl Server {
             documents: Documents::default(),
             kubelets,
             aggregator,
+            resource_metrics: ResourceMetrics::default(),
         })
     }
 }

@@ -1,10 +1,9 @@
 //! The server through a real client (kube-rs over TLS), on the embedded store.
 
-use std::net::IpAddr;
-use std::sync::Arc;
+mod common;
+
 use std::time::Duration;
 
-use etcd::{Directory, Engine, Options};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ServiceAccount};
 use kube::api::{
@@ -14,54 +13,12 @@ use kube::core::{DynamicObject, GroupVersionKind};
 use kube::discovery::ApiResource;
 use kube_apiserver::{Handle, SourceEvent, Wanted};
 use serde_json::{Value, json};
+
+use common::{cluster, code};
 use tokio_util::sync::CancellationToken;
-
-struct Cluster {
-    client: kube::Client,
-    handle: Handle,
-    _stop: tokio_util::sync::DropGuard,
-    _data: tempfile::TempDir,
-}
-
-async fn cluster() -> Cluster {
-    let data = tempfile::tempdir().unwrap();
-    let disk = Arc::new(Directory::open(data.path()).unwrap());
-    let engine = Engine::open(disk, Options { sync: false, ..Options::default() }).unwrap();
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate =
-        rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
-    let mut config = kube_apiserver::Config::new(
-        Arc::new(engine),
-        certificate.pem().into_bytes(),
-        key.serialize_pem().into_bytes(),
-    );
-    config.bind_address = IpAddr::from([127, 0, 0, 1]);
-    config.secure_port = 0;
-    config.security.tokens = Some("t,admin,1,system:masters\n".to_owned());
-    config.security.advertise_address = IpAddr::from([192, 0, 2, 1]);
-    let (handle, prepared) = kube_apiserver::prepare(config).await.unwrap();
-    let stop = CancellationToken::new();
-    tokio::spawn(prepared.run(stop.clone()));
-    handle.ready().await;
-    let mut kube = kube::Config::new(format!("https://{}", handle.address()).parse().unwrap());
-    kube.accept_invalid_certs = true;
-    kube.auth_info.token = Some("t".to_owned().into());
-    let client = kube::Client::try_from(kube).unwrap();
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
-    let account = serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
-    accounts.create(&PostParams::default(), &account).await.unwrap();
-    Cluster { client, handle, _stop: stop.drop_guard(), _data: data }
-}
 
 fn config_map(name: &str, labels: Value, data: Value) -> ConfigMap {
     serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "data": data})).unwrap()
-}
-
-fn code(error: kube::Error) -> (u16, String) {
-    match error {
-        kube::Error::Api(status) => (status.code, status.reason.clone()),
-        other => panic!("{other}"),
-    }
 }
 
 #[tokio::test]

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::http::Body;
 use crate::proxy;
 use crate::registry::handler::Call;
+use crate::resource_metrics;
 use crate::seams::{Objects, Writer};
 use crate::server::Server;
 use transport::Transport;
@@ -40,6 +41,8 @@ pub struct Version {
     /// The rows of its APIResourceList.
     resources: Vec<Value>,
     available: bool,
+    /// This server has it after all, outside its table.
+    local: bool,
 }
 
 /// Passes requests on, and keeps what is known of the servers behind.
@@ -94,7 +97,12 @@ impl Aggregator {
         let service = objects.get(GROUP, "apiservices", "", &name)?;
         let service: Value = serde_json::from_slice(&service.body).ok()?;
         if !service["spec"]["service"].is_object() {
-            return None;
+            let ours = group == resource_metrics::GROUP && version == resource_metrics::VERSION;
+            return if ours && !call.uri.path().starts_with("/openapi/") {
+                Some(resource_metrics::serve(server, call).await)
+            } else {
+                None
+            };
         }
         Some(self.pass(server, &objects, &service["spec"], call).await)
     }
@@ -184,6 +192,7 @@ impl Aggregator {
                     version_priority: spec["versionPriority"].as_i64().unwrap_or(0),
                     resources: Vec::new(),
                     available: false,
+                    local: false,
                 };
                 let result = self.resources(objects, spec, &version).await;
                 let verdict = match result {
@@ -203,6 +212,17 @@ impl Aggregator {
                 found.push(version);
                 verdict
             } else {
+                if spec["group"] == resource_metrics::GROUP && spec["version"] == resource_metrics::VERSION {
+                    found.push(Version {
+                        group: resource_metrics::GROUP.to_owned(),
+                        version: resource_metrics::VERSION.to_owned(),
+                        group_priority: spec["groupPriorityMinimum"].as_i64().unwrap_or(0),
+                        version_priority: spec["versionPriority"].as_i64().unwrap_or(0),
+                        resources: resource_metrics::resources(),
+                        available: true,
+                        local: true,
+                    });
+                }
                 ("True", "Local", "Local APIServices are always available".to_owned())
             };
             if let Some(told) = with_condition(&value, verdict, &clock.now_rfc3339())
@@ -211,7 +231,7 @@ impl Aggregator {
                 tracing::debug!(%error, "condition of an APIService not written; the next look tries again");
             }
         }
-        let remote = !found.is_empty();
+        let remote = found.iter().any(|v| !v.local);
         if *before != found {
             self.known.store(Arc::new(found));
         }
@@ -257,6 +277,7 @@ async fn register_local(objects: &dyn Objects, writer: &dyn Writer, local: Vec<(
         let (group_priority, version_priority) = match group.as_str() {
             "" => (18000, 1),
             "apps" => (17800, 15),
+            resource_metrics::GROUP => (100, 100),
             _ => (16000, if version.contains("beta") || version.contains("alpha") { 9 } else { 15 }),
         };
         let object = json!({
@@ -369,7 +390,7 @@ fn group_value(known: &[Version], group: &str) -> Option<Value> {
 
 /// Group versions whose server answers.
 pub fn available(known: &[Version]) -> Vec<(String, String)> {
-    known.iter().filter(|v| v.available).map(|v| (v.group.clone(), v.version.clone())).collect()
+    known.iter().filter(|v| v.available && !v.local).map(|v| (v.group.clone(), v.version.clone())).collect()
 }
 
 /// The entries of aggregated discovery for groups that are not served here.
@@ -448,6 +469,7 @@ mod tests {
             version_priority: priority,
             resources: rows.as_array().unwrap().clone(),
             available: true,
+            local: false,
         }
     }
 

@@ -11,6 +11,7 @@ use api::table::custom::CustomTable;
 use apimachinery::field_path::Path;
 use apimachinery::object::Encoded;
 use apimachinery::schema::Schema;
+use apimachinery::selector::FieldSelector;
 use apimachinery::status::{FieldError, FieldErrorKind, Status};
 use apimachinery::structural::Validator;
 use expression::rules::Rules as CelRules;
@@ -102,18 +103,15 @@ fn selectable(definition: &Value) -> Arc<[&'static str]> {
 }
 
 fn fields(selectable: &[&'static str], object: &Value) -> Vec<(&'static str, String)> {
-    selectable
-        .iter()
-        .map(|name| {
-            let found = name.split('.').try_fold(object, |value, member| value.get(member));
-            let text = match found {
-                None | Some(Value::Null) => String::new(),
-                Some(Value::String(text)) => text.clone(),
-                Some(other) => other.to_string(),
-            };
-            (*name, text)
-        })
-        .collect()
+    selectable.iter().map(|name| (*name, field_text(object, name))).collect()
+}
+
+fn field_text(object: &Value, name: &str) -> String {
+    match name.split('.').try_fold(object, |value, member| value.get(member)) {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
 }
 
 /// The rows of a definition's served versions.
@@ -243,6 +241,21 @@ impl CustomResource {
         Err(format!("field label not supported: {label}"))
     }
 
+    /// Whether objects of this version are made from the stored ones by a webhook.
+    pub fn converts(&self) -> bool {
+        self.conversion.is_some() && self.api_version != self.storage_api_version
+    }
+
+    /// Whether a stored object has these fields when it is in this version. What cannot be converted has none.
+    pub fn selects_converted(&self, selector: &FieldSelector, object: &Encoded) -> bool {
+        let Ok(mut value) = object.to_value() else { return false };
+        if let Err(status) = self.from_storage(&mut value) {
+            tracing::debug!(name = object.name(), %status, "cannot be converted for a field selector");
+            return false;
+        }
+        selector.terms().iter().all(|term| (field_text(&value, &term.field) == term.value) == term.equal)
+    }
+
     pub fn prepare_for_create(&self, object: &mut Value) {
         if self.has_status
             && let Some(members) = object.as_object_mut()
@@ -285,6 +298,11 @@ impl CustomResource {
                 None => members.remove("status"),
             };
         }
+    }
+
+    /// Drops what the schema does not know, such as webhooks may have added.
+    pub fn prune(&self, object: &mut Value) {
+        apimachinery::prune::prune(object, &self.storage_schema);
     }
 
     /// Fills in the schema's defaults.

@@ -55,6 +55,22 @@ impl Kubelets {
     }
 }
 
+impl Kubelets {
+    /// Asks the kubelet of a node.
+    pub async fn ask(
+        &self,
+        registry: &crate::registry::Registry,
+        node: &str,
+        mut request: Request<Body>,
+    ) -> Result<Response<Incoming>, Status> {
+        let target = target::kubelet(registry, node, &self.address_types).await?;
+        let host =
+            HeaderValue::from_str(&target.authority()).map_err(|e| Status::bad_request(e.to_string()))?;
+        request.headers_mut().insert(header::HOST, host);
+        self.dialer.send(&target, true, request).await
+    }
+}
+
 async fn admit(server: &Server, call: &mut Call, kind: &str, mut options: Value) -> Result<(), Status> {
     let policy = server.registry.policy()?;
     let nothing = Value::Null;

@@ -17,7 +17,7 @@ use storage::{KeyRange, RangeRequest};
 use super::output::Show;
 use super::selection::Selection;
 use super::{Entry, Registry};
-use crate::cache::{ROOT, ResourceCache};
+use crate::cache::ROOT;
 use crate::http::Body;
 use crate::http::negotiation::{Encoding, View};
 use crate::http::request_info::Query;
@@ -161,13 +161,13 @@ impl Registry {
         if let Some(token) = &options.continued {
             let token = Continue::decode(token)?;
             let revision = (token.rv > 0).then_some(token.rv);
-            return self.list_from_store(cache, selection, &token.start, revision, options.limit).await;
+            return self.list_from_store(entry, selection, &token.start, revision, options.limit).await;
         }
         match (options.resource_version, options.exact) {
             (Some(version), true) => {
                 let start = selection.prefix();
                 return self
-                    .list_from_store(cache, selection, &start, Some(version as i64), options.limit)
+                    .list_from_store(entry, selection, &start, Some(version as i64), options.limit)
                     .await;
             }
             (Some(0), _) if self.cache.synced() => {}
@@ -179,7 +179,7 @@ impl Registry {
             _ => {
                 if !self.cache.catch_up().await.map_err(|e| respond::store_error(&e))? {
                     return self
-                        .list_from_store(cache, selection, &selection.prefix(), None, options.limit)
+                        .list_from_store(entry, selection, &selection.prefix(), None, options.limit)
                         .await;
                 }
             }
@@ -189,6 +189,9 @@ impl Registry {
         let found =
             cache.snapshot(&selection.prefix(), accept.as_ref().map(|m| m as &dyn Fn(&Attributes) -> bool));
         let mut page = Page { items: found.items, revision: found.revision, next: None, remaining: None };
+        if let (Some(selector), Some(custom)) = (selection.converted(), &entry.custom) {
+            page.items.retain(|object| custom.selects_converted(selector, object));
+        }
         if options.limit > 0 && page.items.len() > options.limit {
             let left = page.items.len() - options.limit;
             page.items.truncate(options.limit);
@@ -205,12 +208,13 @@ impl Registry {
     /// Reads a page from the store: as of a revision, or from where another page ended.
     async fn list_from_store(
         &self,
-        cache: &ResourceCache,
+        entry: &Entry,
         selection: &Selection,
         start: &str,
         revision: Option<i64>,
         limit: usize,
     ) -> Result<Page, Status> {
+        let cache = self.cache_of(entry)?;
         let prefix = format!("{ROOT}{}", cache.prefix());
         let whole = KeyRange::prefix(format!("{prefix}{}", selection.prefix()));
         let mut from = Bytes::from(format!("{prefix}{start}"));
@@ -240,6 +244,11 @@ impl Registry {
                     _ => cache.encoded(kv).map_err(Status::internal)?,
                 };
                 if matcher.as_ref().is_some_and(|m| !m(&object.attributes)) {
+                    continue;
+                }
+                if let (Some(selector), Some(custom)) = (selection.converted(), &entry.custom)
+                    && !custom.selects_converted(selector, &object)
+                {
                     continue;
                 }
                 page.items.push(object);

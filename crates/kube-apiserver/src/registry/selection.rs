@@ -17,6 +17,8 @@ pub struct Selection {
     pub namespace: String,
     pub labels: LabelSelector,
     pub fields: FieldSelector,
+    /// By fields that an object has only when it is in the version of the request, which a webhook makes it.
+    converted: Option<FieldSelector>,
 }
 
 impl Selection {
@@ -35,7 +37,13 @@ impl Selection {
             None | Some("") => FieldSelector::everything(),
             Some(text) => parse_fields(entry, text)?,
         };
-        Ok(Selection { namespace: namespace.to_owned(), labels, fields })
+        let (mut stored, mut converted) = (fields, None);
+        if entry.custom.as_ref().is_some_and(|c| c.converts()) {
+            let of_metadata = |field: &str| field.starts_with("metadata.");
+            converted = Some(stored.retained(|field| !of_metadata(field))).filter(|s| !s.is_everything());
+            stored = stored.retained(of_metadata);
+        }
+        Ok(Selection { namespace: namespace.to_owned(), labels, fields: stored, converted })
     }
 
     /// What the keys of the selected objects begin with.
@@ -44,12 +52,17 @@ impl Selection {
     }
 
     pub fn is_everything(&self) -> bool {
-        self.labels.is_everything() && self.fields.is_everything()
+        self.labels.is_everything() && self.fields.is_everything() && self.converted.is_none()
+    }
+
+    /// What is to be decided on objects in the version of the request, after [`Selection::matcher`]: slow.
+    pub fn converted(&self) -> Option<&FieldSelector> {
+        self.converted.as_ref()
     }
 
     /// The selectors as a shared decision; `None` when everything is selected. The namespace is the prefix's affair.
     pub fn matcher(&self) -> Option<Matches> {
-        if self.is_everything() {
+        if self.labels.is_everything() && self.fields.is_everything() {
             return None;
         }
         let (labels, fields) = (self.labels.clone(), self.fields.clone());

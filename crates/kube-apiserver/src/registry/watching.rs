@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::object::Encoded;
+use apimachinery::selector::FieldSelector;
 use apimachinery::status::Status;
 use bytes::Bytes;
 use futures::stream;
@@ -76,6 +77,8 @@ struct Encoder {
     accept: Accept,
     include: IncludeObject,
     verbatim: bool,
+    /// Decides on objects in the version of the request.
+    selector: Option<FieldSelector>,
     /// The column definitions go out once.
     columns_sent: bool,
 }
@@ -85,7 +88,32 @@ impl Encoder {
         Show { entry: &self.entry, accept: self.accept, include: self.include, now: Timestamp::now() }
     }
 
+    fn selects(&self, object: &Encoded) -> bool {
+        match (&self.selector, &self.entry.custom) {
+            (Some(selector), Some(custom)) => custom.selects_converted(selector, object),
+            _ => true,
+        }
+    }
+
+    /// What an event is to a client who selects by fields of the version it asks for.
+    fn kind_for(&self, kind: EventKind, frame: &Frame) -> Option<EventKind> {
+        if self.selector.is_none() {
+            return Some(kind);
+        }
+        let event = &frame.event;
+        let previous = event.previous.as_ref().unwrap_or(&event.object);
+        let before = kind != EventKind::Added && self.selects(previous);
+        let now = kind != EventKind::Deleted && self.selects(&event.object);
+        match (before, now) {
+            (false, false) => None,
+            (false, true) => Some(EventKind::Added),
+            (true, true) => Some(EventKind::Modified),
+            (true, false) => Some(EventKind::Deleted),
+        }
+    }
+
     fn event(&mut self, kind: EventKind, frame: &Frame) -> Option<Bytes> {
+        let kind = self.kind_for(kind, frame)?;
         if self.verbatim {
             return Some(frame.json(kind));
         }
@@ -267,8 +295,10 @@ impl Registry {
                     entry: entry.clone(),
                     accept,
                     include,
+                    selector: selection.converted().cloned(),
                     columns_sent: false,
                 };
+                watcher.initial.retain(|object| encoder.selects(object));
                 let progress = Progress {
                     initial: std::mem::take(&mut watcher.initial).into_iter(),
                     initial_end: (initial == Some(true) && options.bookmarks).then_some(revision),

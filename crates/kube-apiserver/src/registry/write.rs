@@ -113,10 +113,13 @@ impl Write<'_> {
             annotations: &mut self.annotations,
         };
         if validating {
-            policy.admission.validate(&mut request).await
-        } else {
-            policy.admission.admit(&mut request).await
+            return policy.admission.validate(&mut request).await;
         }
+        policy.admission.admit(&mut request).await?;
+        if let Some(custom) = &self.entry.custom {
+            custom.prune(object);
+        }
+        Ok(())
     }
 
     /// Stores a new object, given in the storage version.

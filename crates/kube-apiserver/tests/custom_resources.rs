@@ -1,0 +1,323 @@
+//! Custom resources: rules in their schema, webhooks on their way, fields to select by.
+
+mod common;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use http_body_util::{BodyExt, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
+use kube::core::{DynamicObject, GroupVersionKind};
+use kube::discovery::ApiResource;
+use rustls_pki_types::PrivateKeyDer;
+use serde_json::{Value, json};
+
+use common::{Cluster, cluster};
+
+const GROUP: &str = "stable.example.com";
+
+fn of_kind(group: &str, version: &str, kind: &str) -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
+}
+
+fn object(value: Value) -> DynamicObject {
+    serde_json::from_value(value).unwrap()
+}
+
+/// A definition of Things with these versions, written and served.
+async fn define(cluster: &Cluster, versions: Value, conversion: Value) {
+    let definitions: Api<DynamicObject> = Api::all_with(
+        cluster.client.clone(),
+        &of_kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition"),
+    );
+    let first = versions[0]["name"].as_str().unwrap().to_owned();
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("things.{GROUP}")}, "spec": {"group": GROUP, "scope": "Namespaced",
+        "names": {"plural": "things", "kind": "Thing"}, "versions": versions, "conversion": conversion}});
+    definitions.create(&PostParams::default(), &object(definition)).await.unwrap();
+    let things = things(cluster, &first);
+    let served = async {
+        while things.list(&ListParams::default()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), served).await.unwrap();
+}
+
+fn things(cluster: &Cluster, version: &str) -> Api<DynamicObject> {
+    Api::namespaced_with(cluster.client.clone(), "default", &of_kind(GROUP, version, "Thing"))
+}
+
+fn thing(version: &str, name: &str, rest: Value) -> DynamicObject {
+    let mut value =
+        json!({"apiVersion": format!("{GROUP}/{version}"), "kind": "Thing", "metadata": {"name": name}});
+    for (k, v) in rest.as_object().unwrap() {
+        value[k] = v.clone();
+    }
+    object(value)
+}
+
+fn message(error: kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => panic!("{other}"),
+    }
+}
+
+/// A webhook server: `answer` makes the response of a review from its path and request. Answers URL and certificate.
+async fn webhook(answer: fn(&str, &Value) -> Value) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let chain = vec![certificate.der().clone()];
+    let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let service = service_fn(move |request: http::Request<hyper::body::Incoming>| async move {
+                    let path = request.uri().path().to_owned();
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    let mut review: Value = serde_json::from_slice(&body).unwrap();
+                    let mut response = answer(&path, &review["request"]);
+                    response["uid"] = review["request"]["uid"].clone();
+                    review.as_object_mut().unwrap().remove("request");
+                    review["response"] = response;
+                    let body = Full::new(bytes::Bytes::from(serde_json::to_vec(&review).unwrap()));
+                    Ok::<_, Infallible>(http::Response::new(body))
+                });
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    });
+    use base64::Engine;
+    let bundle = base64::engine::general_purpose::STANDARD.encode(certificate.pem());
+    (format!("https://{address}"), bundle)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_are_kept() {
+    let cluster = cluster().await;
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object",
+        "properties": {"min": {"type": "integer"}, "max": {"type": "integer"}, "name": {"type": "string", "maxLength": 8}},
+        "x-kubernetes-validations": [
+            {"rule": "self.min <= self.max", "messageExpression": "'%d is more than %d'.format([self.min, self.max])"},
+            {"rule": "!has(oldSelf.name) || self.name == oldSelf.name", "message": "name is immutable", "fieldPath": ".name"}]}}});
+    let version = |schema: Value| json!([{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]);
+    define(&cluster, version(schema.clone()), Value::Null).await;
+    let things = things(&cluster, "v1");
+    let post = PostParams::default();
+    things
+        .create(&post, &thing("v1", "good", json!({"spec": {"min": 1, "max": 2, "name": "a"}})))
+        .await
+        .unwrap();
+    let bad =
+        things.create(&post, &thing("v1", "bad", json!({"spec": {"min": 3, "max": 2}}))).await.unwrap_err();
+    assert_eq!(
+        message(bad),
+        "Thing.stable.example.com \"bad\" is invalid: spec: Invalid value: 3 is more than 2"
+    );
+    let patch = Patch::Merge(json!({"spec": {"name": "b"}}));
+    let bad = things.patch("good", &PatchParams::default(), &patch).await.unwrap_err();
+    assert_eq!(
+        message(bad),
+        "Thing.stable.example.com \"good\" is invalid: spec.name: Invalid value: name is immutable"
+    );
+
+    // A stricter rule lets stand what stood.
+    let definitions: Api<DynamicObject> = Api::all_with(
+        cluster.client.clone(),
+        &of_kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition"),
+    );
+    let mut stricter = schema.clone();
+    stricter["properties"]["spec"]["x-kubernetes-validations"] = json!([{"rule": "self.min > 5"}]);
+    let patch = Patch::Merge(json!({"spec": {"versions": version(stricter)}}));
+    let name = format!("things.{GROUP}");
+    definitions.patch(&name, &PatchParams::default(), &patch).await.unwrap();
+    let refused = async {
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        let probe = thing("v1", "probe", json!({"spec": {"min": 1, "max": 2}}));
+        while things.create(&dry, &probe).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap();
+    let labelled = Patch::Merge(json!({"metadata": {"labels": {"a": "b"}}}));
+    things.patch("good", &PatchParams::default(), &labelled).await.unwrap();
+    let changed = Patch::Merge(json!({"spec": {"max": 3}}));
+    let bad = things.patch("good", &PatchParams::default(), &changed).await.unwrap_err();
+    assert!(message(bad).contains("failed rule: self.min > 5"));
+
+    // Rules are checked when they are written.
+    let mut wrong = schema;
+    wrong["properties"]["spec"]["x-kubernetes-validations"] = json!([{"rule": "self.min == 'a'"}]);
+    let patch = Patch::Merge(json!({"spec": {"versions": version(wrong)}}));
+    let bad = message(definitions.patch(&name, &PatchParams::default(), &patch).await.unwrap_err());
+    assert!(bad.contains("found no matching overload for '_==_' applied to '(int, string)'"), "{bad}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_webhooks_add_is_pruned() {
+    let cluster = cluster().await;
+    let (url, bundle) = webhook(|_, request| {
+        use base64::Engine;
+        assert_eq!(request["object"]["kind"], "Thing");
+        let patch = json!([{"op": "add", "path": "/data/known", "value": "yes"},
+            {"op": "add", "path": "/data/unknown", "value": "yes"}]);
+        let patch = base64::engine::general_purpose::STANDARD.encode(patch.to_string());
+        json!({"allowed": true, "patchType": "JSONPatch", "patch": patch})
+    })
+    .await;
+    let schema = json!({"type": "object", "properties": {"data": {"type": "object", "properties": {"known": {"type": "string"}}}}});
+    let versions =
+        json!([{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]);
+    define(&cluster, versions, Value::Null).await;
+    let kind = of_kind("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration");
+    let configurations: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &kind);
+    let configuration = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": "w"}, "webhooks": [{"name": "w.example.com", "sideEffects": "None",
+        "admissionReviewVersions": ["v1"], "clientConfig": {"url": url, "caBundle": bundle},
+        "rules": [{"operations": ["CREATE"], "apiGroups": [GROUP], "apiVersions": ["v1"], "resources": ["things"]}]}]});
+    configurations.create(&PostParams::default(), &object(configuration)).await.unwrap();
+    let made =
+        things(&cluster, "v1").create(&PostParams::default(), &thing("v1", "a", json!({"data": {}}))).await;
+    assert_eq!(made.unwrap().data["data"], json!({"known": "yes"}));
+}
+
+/// Between v1, which has `hostPort`, and v2, which has `host` and `port`.
+fn convert(_: &str, request: &Value) -> Value {
+    let to = request["desiredAPIVersion"].as_str().unwrap();
+    let converted: Vec<Value> = request["objects"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|object| {
+            let mut object = object.clone();
+            let members = object.as_object_mut().unwrap();
+            if to.ends_with("/v1") {
+                let text =
+                    |v: Option<Value>| v.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+                let (host, port) = (text(members.remove("host")), text(members.remove("port")));
+                members.insert("hostPort".into(), format!("{host}:{port}").into());
+            } else if let Some((host, port)) = members
+                .remove("hostPort")
+                .and_then(|v| v.as_str()?.split_once(':').map(|(h, p)| (h.to_owned(), p.to_owned())))
+            {
+                members.insert("host".into(), host.into());
+                members.insert("port".into(), port.into());
+            }
+            object["apiVersion"] = to.into();
+            object
+        })
+        .collect();
+    json!({"convertedObjects": converted, "result": {"status": "Success"}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fields_of_every_version_select() {
+    let cluster = cluster().await;
+    let (url, bundle) = webhook(convert).await;
+    let schema = |fields: &[&str]| {
+        let properties: serde_json::Map<String, Value> =
+            fields.iter().map(|f| ((*f).to_owned(), json!({"type": "string"}))).collect();
+        json!({"openAPIV3Schema": {"type": "object", "properties": properties}})
+    };
+    let versions = json!([
+        {"name": "v1", "served": true, "storage": false, "schema": schema(&["hostPort"]),
+         "selectableFields": [{"jsonPath": ".hostPort"}]},
+        {"name": "v2", "served": true, "storage": true, "schema": schema(&["host", "port"]),
+         "selectableFields": [{"jsonPath": ".host"}, {"jsonPath": ".port"}]}]);
+    let conversion = json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+        "clientConfig": {"url": url, "caBundle": bundle}}});
+    define(&cluster, versions, conversion).await;
+    let (v1, v2) = (things(&cluster, "v1"), things(&cluster, "v2"));
+    let watch = |api: Api<DynamicObject>, fields: &'static str| async move {
+        let params = WatchParams::default().fields(fields).timeout(20);
+        api.watch(&params, "0").await.unwrap().boxed()
+    };
+    let mut watches = [watch(v1.clone(), "hostPort=host1:80").await, watch(v2.clone(), "host=host1").await];
+    for (name, host, port) in [("a", "host1", "80"), ("b", "host1", "8080"), ("c", "host2", "80")] {
+        v2.create(&PostParams::default(), &thing("v2", name, json!({"host": host, "port": port})))
+            .await
+            .unwrap();
+    }
+    for (api, fields, want) in [
+        (&v2, "host=host1", &["a", "b"][..]),
+        (&v2, "host=host1,port=80", &["a"]),
+        (&v1, "hostPort=host1:80", &["a"]),
+        (&v1, "hostPort!=host1:80", &["b", "c"]),
+        (&v1, "hostPort=host1:8080,metadata.name=b", &["b"]),
+    ] {
+        let found = api.list(&ListParams::default().fields(fields)).await.unwrap();
+        let names: Vec<String> = found.items.into_iter().map(|t| t.metadata.name.unwrap()).collect();
+        assert_eq!(names, want, "{fields}");
+    }
+    v2.patch("a", &PatchParams::default(), &Patch::Merge(json!({"port": "81"}))).await.unwrap();
+    let mut seen: Vec<Vec<String>> = Vec::new();
+    for (watch, count) in watches.iter_mut().zip([2, 3]) {
+        let mut events = Vec::new();
+        while events.len() < count {
+            let event =
+                tokio::time::timeout(Duration::from_secs(10), watch.next()).await.unwrap().unwrap().unwrap();
+            let (kind, object) = match event {
+                WatchEvent::Added(o) => ("added", o),
+                WatchEvent::Modified(o) => ("modified", o),
+                WatchEvent::Deleted(o) => ("deleted", o),
+                _ => continue,
+            };
+            events.push(format!("{kind} {}", object.metadata.name.unwrap()));
+        }
+        seen.push(events);
+    }
+    assert_eq!(seen, [vec!["added a", "deleted a"], vec!["added a", "added b", "modified a"]]);
+    let wrong = v1.list(&ListParams::default().fields("host=host1")).await.unwrap_err();
+    assert!(message(wrong).contains("field label not supported: host"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policies_tell_what_their_types_say() {
+    let cluster = cluster().await;
+    let kind = of_kind("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicy");
+    let policies: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &kind);
+    let policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": "p"}, "spec": {"matchConstraints": {"resourceRules": [{"operations": ["CREATE"],
+        "apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["deployments"]}]},
+        "validations": [{"expression": "object.spec.replicas > 1"}, {"expression": "object.replicas > 1",
+            "messageExpression": "'wants replicas > 1, got ' + object.spec.replicas"}]}});
+    policies.create(&PostParams::default(), &object(policy)).await.unwrap();
+    let status = async {
+        loop {
+            let policy = policies.get("p").await.unwrap();
+            if let Some(warnings) = policy.data["status"]["typeChecking"]["expressionWarnings"].as_array() {
+                return warnings.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let warnings = tokio::time::timeout(Duration::from_secs(10), status).await.unwrap();
+    assert_eq!(
+        Value::from(warnings),
+        json!([
+            {"fieldRef": "spec.validations[1].expression",
+             "warning": "apps/v1, Kind=Deployment: compilation failed: ERROR: <input>:1:7: undefined field 'replicas'\n | object.replicas > 1\n | ......^\n"},
+            {"fieldRef": "spec.validations[1].messageExpression",
+             "warning": "apps/v1, Kind=Deployment: compilation failed: ERROR: <input>:1:28: found no matching overload for '_+_' applied to '(string, int)'\n | 'wants replicas > 1, got ' + object.spec.replicas\n | ...........................^\n"}
+        ])
+    );
+}
