@@ -46,7 +46,7 @@ async fn end_node(flags: &ServerFlags) -> Result<()> {
     for path in kept {
         eprintln!("isopod: {} could not be unmounted", path.display());
     }
-    leftovers::remove_cgroups("kubepods");
+    leftovers::remove_cgroups(&flags.cgroup_root);
     Ok(())
 }
 

@@ -33,13 +33,18 @@ fn unescape(path: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Removes the cgroup `name` with all below it, in every hierarchy.
-pub fn remove_cgroups(name: &str) {
-    let root = Path::new("/sys/fs/cgroup");
-    remove_cgroup(&root.join(name));
-    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
-        // Hierarchies of version 1; in version 2 these are cgroups, which do not hold one of that name.
-        remove_cgroup(&entry.path().join(name));
+/// Removes `kubepods` below the cgroup `root` with all below it, in every hierarchy, and `root` where nothing else is in it.
+pub fn remove_cgroups(root: &str) {
+    let top = Path::new("/sys/fs/cgroup");
+    // Hierarchies of version 1; in version 2 these are cgroups, which do not hold one of that name.
+    let hierarchies = std::fs::read_dir(top).into_iter().flatten().flatten().map(|entry| entry.path());
+    for hierarchy in std::iter::once(top.to_owned()).chain(hierarchies) {
+        let root = root.trim_matches('/');
+        remove_cgroup(&hierarchy.join(root).join("kubepods"));
+        let mut above = Path::new(root);
+        while !above.as_os_str().is_empty() && std::fs::remove_dir(hierarchy.join(above)).is_ok() {
+            above = above.parent().unwrap_or(Path::new(""));
+        }
     }
 }
 

@@ -56,6 +56,7 @@ pub fn start(
     }
     config.cluster_dns = vec![dns_ip];
     config.cluster_domain = flags.cluster_domain.clone();
+    config.cgroup_root = flags.cgroup_root.clone();
     config.manifest_path = flags.pod_manifest_path.clone();
     config.client_ca_file = Some(pki.path("ca.crt"));
     config.tls = Some((pki.path("kubelet.crt"), pki.path("kubelet.key")));

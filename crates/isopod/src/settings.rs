@@ -54,6 +54,9 @@ pub struct ServerFlags {
     /// Directory of static pod manifests
     #[arg(long)]
     pub pod_manifest_path: Option<PathBuf>,
+    /// Control group below which those of pods are made [default: the top]
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "PATH")]
+    pub cgroup_root: String,
     /// Network backend between nodes: vxlan or host-gw
     #[arg(long, default_value = "vxlan")]
     pub flannel_backend: String,

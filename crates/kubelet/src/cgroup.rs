@@ -20,13 +20,16 @@ const CPU_SHARES_MAX: i64 = 262_144;
 pub struct Cgroups {
     pub v2: bool,
     pub systemd: bool,
+    /// Path of the group that holds all pods: `kubepods` below the configured root.
+    pods: String,
     /// Mounted hierarchies; one for version 2.
     hierarchies: Vec<PathBuf>,
     memory_capacity: i64,
 }
 
 impl Cgroups {
-    pub fn detect(systemd: bool, memory_capacity: i64) -> Cgroups {
+    /// `root` is the path below which the pods' groups are made; empty or `/` for the top.
+    pub fn detect(systemd: bool, root: &str, memory_capacity: i64) -> Cgroups {
         let v2 = Path::new(ROOT).join("cgroup.controllers").exists();
         let hierarchies = if v2 {
             vec![PathBuf::from(ROOT)]
@@ -41,7 +44,7 @@ impl Cgroups {
             dirs.sort();
             dirs
         };
-        Cgroups { v2, systemd, hierarchies, memory_capacity }
+        Cgroups { v2, systemd, pods: pods_group(root), hierarchies, memory_capacity }
     }
 
     /// What CRI is told as the parent of a pod's containers.
@@ -53,15 +56,16 @@ impl Cgroups {
             Qos::BestEffort => "besteffort",
         };
         if self.systemd {
-            let uid = uid.replace('-', "_");
+            // A slice's name tells its place: a-b.slice lies in a.slice.
+            let (uid, pods) = (uid.replace('-', "_"), self.pods.replace('/', "-"));
             match class {
-                "" => format!("kubepods-pod{uid}.slice"),
-                class => format!("kubepods-{class}-pod{uid}.slice"),
+                "" => format!("{pods}-pod{uid}.slice"),
+                class => format!("{pods}-{class}-pod{uid}.slice"),
             }
         } else {
             match class {
-                "" => format!("/kubepods/pod{uid}"),
-                class => format!("/kubepods/{class}/pod{uid}"),
+                "" => format!("/{}/pod{uid}", self.pods),
+                class => format!("/{}/{class}/pod{uid}", self.pods),
             }
         }
     }
@@ -72,11 +76,11 @@ impl Cgroups {
             return;
         }
         for (path, shares) in [
-            ("kubepods", milli_to_shares(cpu_milli)),
-            ("kubepods/burstable", CPU_SHARES_MIN),
-            ("kubepods/besteffort", CPU_SHARES_MIN),
+            (self.pods.clone(), milli_to_shares(cpu_milli)),
+            (format!("{}/burstable", self.pods), CPU_SHARES_MIN),
+            (format!("{}/besteffort", self.pods), CPU_SHARES_MIN),
         ] {
-            if let Err(error) = self.make(path).and_then(|()| self.set_shares(path, shares)) {
+            if let Err(error) = self.make(&path).and_then(|()| self.set_shares(&path, shares)) {
                 tracing::warn!(path, %error, "control group");
             }
         }
@@ -198,6 +202,13 @@ impl Cgroups {
     }
 }
 
+fn pods_group(root: &str) -> String {
+    match root.trim_matches('/') {
+        "" => "kubepods".to_owned(),
+        root => format!("{root}/kubepods"),
+    }
+}
+
 fn remove_tree(dir: &Path) {
     if let Ok(entries) = fs::read_dir(dir) {
         for entry in entries.flatten() {
@@ -316,6 +327,24 @@ pub fn pod_totals(pod: &Pod) -> Totals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parents_lie_below_the_root() {
+        let uid = "0a-1";
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"uid": uid}, "spec": {"containers": [{"name": "c"}]}
+        }))
+        .unwrap();
+        for (systemd, root, want) in [
+            (false, "", "/kubepods/besteffort/pod0a-1"),
+            (false, "/", "/kubepods/besteffort/pod0a-1"),
+            (false, "/test/a", "/test/a/kubepods/besteffort/pod0a-1"),
+            (true, "", "kubepods-besteffort-pod0a_1.slice"),
+            (true, "/test", "test-kubepods-besteffort-pod0a_1.slice"),
+        ] {
+            assert_eq!(Cgroups::detect(systemd, root, 1).parent(&pod), want, "{systemd} {root:?}");
+        }
+    }
 
     #[test]
     fn shares() {

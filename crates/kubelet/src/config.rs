@@ -30,6 +30,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     pub max_pods: u32,
     pub systemd_cgroup: bool,
+    /// Path of the control group below which those of pods are made; empty for the top.
+    pub cgroup_root: String,
     pub port: u16,
     pub address: IpAddr,
     pub register_node: bool,
@@ -84,6 +86,7 @@ impl Config {
             resolv_conf: "/etc/resolv.conf".into(),
             max_pods: 110,
             systemd_cgroup: false,
+            cgroup_root: String::new(),
             port: 10250,
             address: IpAddr::from([0, 0, 0, 0]),
             register_node: true,
@@ -154,6 +157,9 @@ pub struct Flags {
     /// cgroupfs or systemd.
     #[arg(long, value_name = "DRIVER")]
     pub cgroup_driver: Option<String>,
+    /// The control group below which those of pods are made.
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_root: Option<String>,
     /// Directory of the pods' volumes and state.
     #[arg(long, value_name = "DIR")]
     pub root_dir: Option<PathBuf>,
@@ -205,7 +211,7 @@ impl Flags {
             register_node => register_node, pod_manifest_path => manifest_path, manifest_url => manifest_url,
             provider_id => provider_id, client_ca_file => client_ca_file,
             container_runtime_endpoint => container_runtime_endpoint,
-            serialize_image_pulls => serialize_image_pulls);
+            serialize_image_pulls => serialize_image_pulls, cgroup_root => cgroup_root);
         if !self.node_ip.is_empty() {
             config.node_ips = self.node_ip.clone();
         }
@@ -284,6 +290,7 @@ struct FileConfig {
     cluster_dns: Option<Vec<IpAddr>>,
     max_pods: Option<u32>,
     cgroup_driver: Option<String>,
+    cgroup_root: Option<String>,
     resolv_conf: Option<PathBuf>,
     register_node: Option<bool>,
     register_with_taints: Option<Vec<Taint>>,
@@ -338,6 +345,9 @@ fn apply_file(text: &str, config: &mut Config) -> Result<()> {
         eviction_hard => eviction_hard, system_reserved => system_reserved, kube_reserved => kube_reserved,
         container_log_max_files => container_log_max_files, image_gc_high => image_gc_high_percent,
         image_gc_low => image_gc_low_percent, serialize_image_pulls => serialize_image_pulls);
+    if let Some(root) = file.cgroup_root {
+        config.cgroup_root = root;
+    }
     if let Some(driver) = file.cgroup_driver {
         config.systemd_cgroup = parse_driver(&driver)?;
     }

@@ -40,6 +40,8 @@ pub struct Kubelet {
     pub runtime_name: String,
     pub runtime_version: String,
     pub started_at: jiff::Timestamp,
+    /// Marked when a mirror of a static pod is being deleted, or gone.
+    pub mirror_lost: tokio::sync::watch::Sender<()>,
     pub shutdown: CancellationToken,
     pub tasks: TaskTracker,
     /// Told when something of the node's status may have changed.

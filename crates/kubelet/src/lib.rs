@@ -58,7 +58,8 @@ pub async fn run(mut config: Config, client: Client, shutdown: CancellationToken
     for dir in [&config.root_dir, &config.pod_logs_dir] {
         std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
-    let cgroups = cgroup::Cgroups::detect(config.systemd_cgroup, machine.memory_bytes as i64);
+    let cgroups =
+        cgroup::Cgroups::detect(config.systemd_cgroup, &config.cgroup_root, machine.memory_bytes as i64);
     cgroups.prepare(machine.cpus as i64 * 1000);
     let events = client.recorder("kubelet", config.node_name.clone());
     let own_node = Selection::all().with_fields(format!("metadata.name={}", config.node_name));
@@ -72,6 +73,7 @@ pub async fn run(mut config: Config, client: Client, shutdown: CancellationToken
         runtime_name: version.runtime_name,
         runtime_version: version.runtime_version,
         started_at: jiff::Timestamp::now(),
+        mirror_lost: tokio::sync::watch::Sender::new(()),
         shutdown: shutdown.clone(),
         tasks: TaskTracker::new(),
         node_changed: tokio::sync::Notify::new(),

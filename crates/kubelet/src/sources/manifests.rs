@@ -35,6 +35,7 @@ pub async fn run(kubelet: Arc<Kubelet>, pods: Informer<Pod>) {
             None
         }
     });
+    let mut mirror_lost = kubelet.mirror_lost.subscribe();
     let mut known: HashMap<String, Arc<PodHandle>> = HashMap::new();
     loop {
         let mut found: BTreeMap<String, Pod> = BTreeMap::new();
@@ -93,6 +94,7 @@ pub async fn run(kubelet: Arc<Kubelet>, pods: Informer<Pod>) {
             _ = kubelet.shutdown.cancelled() => return,
             _ = tokio::time::sleep(pause) => {}
             _ = changed(watch.as_ref()) => {}
+            _ = mirror_lost.changed() => {}
         }
     }
 }

@@ -70,6 +70,9 @@ fn present(kubelet: &Arc<Kubelet>, pod: Arc<Encoded>) {
         return;
     }
     if let Some(uid) = mirrored(&pod) {
+        if pod.attributes.deleting {
+            kubelet.mirror_lost.send_replace(());
+        }
         if let Some(handle) = kubelet.pods.get(&uid) {
             handle.set_mirror(Some(pod));
         }
@@ -84,6 +87,7 @@ fn gone(kubelet: &Arc<Kubelet>, pod: &Arc<Encoded>) {
         handle.set_gone();
     } else if let Some(handle) = mirrored(pod).and_then(|uid| kubelet.pods.get(&uid)) {
         handle.set_mirror(None);
+        kubelet.mirror_lost.send_replace(());
     }
 }
 
