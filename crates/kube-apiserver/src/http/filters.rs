@@ -45,7 +45,10 @@ pub async fn handle(server: &Arc<Server>, request: Request<Body>, caller: Caller
     let info = request_info::parse(&parts.method, parts.uri.path(), &query);
     let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let audit_id = audit_id(&parts.headers);
-    let compress = negotiation::gzip(&parts.headers) && parts.method == Method::GET && info.verb != "watch";
+    // What others stream through this server must reach the client as it comes, and an encoder holds bytes back.
+    let live = info.verb == "watch"
+        || matches!(info.subresource.as_str(), "log" | "proxy" | "exec" | "attach" | "portforward");
+    let compress = negotiation::gzip(&parts.headers) && parts.method == Method::GET && !live;
     let mut call = Call {
         method: parts.method,
         uri: parts.uri,
