@@ -48,6 +48,7 @@ pub mod rpc;
 pub mod server;
 pub mod snapshot;
 pub mod state;
+pub mod tools;
 
 pub use disk::Directory;
 pub use engine::{Engine, HashKv, LeaseGrant, LeaseStatus, Options, Size};

@@ -63,15 +63,7 @@ pub struct Remote {
 impl Remote {
     /// Connects, and learns the server's version.
     pub async fn connect(options: Options) -> anyhow::Result<Remote> {
-        anyhow::ensure!(!options.endpoints.is_empty(), "no endpoint is given");
-        let mut endpoints = Vec::new();
-        for text in &options.endpoints {
-            endpoints.push(endpoint(text, &options)?);
-        }
-        let channel = match <[Endpoint; 1]>::try_from(endpoints) {
-            Ok([one]) => one.connect_lazy(),
-            Err(several) => Channel::balance_list(several.into_iter()),
-        };
+        let channel = channel(&options)?;
         let prefix = options.prefix.map(|p| format!("/{}", p.trim_matches('/')).into_bytes());
         let mut remote = Remote {
             channel,
@@ -174,6 +166,19 @@ impl Remote {
         };
         EventBatch { events: answer.events.iter().filter_map(event).collect(), revision }
     }
+}
+
+/// A channel to whichever endpoint answers; it connects when it is first used.
+pub fn channel(options: &Options) -> anyhow::Result<Channel> {
+    anyhow::ensure!(!options.endpoints.is_empty(), "no endpoint is given");
+    let mut endpoints = Vec::new();
+    for text in &options.endpoints {
+        endpoints.push(endpoint(text, options)?);
+    }
+    Ok(match <[Endpoint; 1]>::try_from(endpoints) {
+        Ok([one]) => one.connect_lazy(),
+        Err(several) => Channel::balance_list(several.into_iter()),
+    })
 }
 
 fn endpoint(text: &str, options: &Options) -> anyhow::Result<Endpoint> {

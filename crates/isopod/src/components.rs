@@ -17,6 +17,14 @@ const ADMIN_KUBECONFIG: &str = "/etc/isopod/kubeconfig.yaml";
 pub enum Component {
     /// Run the API server alone, on any etcd v3
     KubeApiserver(Box<kube_apiserver::Flags>),
+    /// Run the key-value store alone, or work on its snapshots
+    #[command(args_conflicts_with_subcommands = true)]
+    Etcd {
+        #[command(flatten)]
+        flags: Box<etcd::flags::Flags>,
+        #[command(subcommand)]
+        tool: Option<etcd::tools::Tool>,
+    },
     /// Run the controllers alone
     KubeControllerManager(Box<kube_controller_manager::Flags>),
     /// Run the scheduler alone
@@ -36,6 +44,8 @@ pub async fn run(component: Component) -> Result<()> {
     let shutdown = shutdown_on_signal()?;
     match component {
         Component::KubeApiserver(flags) => Box::pin(apiserver::run(&flags, shutdown)).await,
+        Component::Etcd { tool: Some(tool), .. } => etcd::tools::run(tool).await,
+        Component::Etcd { flags, tool: None } => Box::pin(etcd::server::run(flags.config()?, shutdown)).await,
         Component::KubeControllerManager(flags) => {
             let client = connect(flags.kubeconfig.as_deref(), "kube-controller-manager").await?;
             Box::pin(kube_controller_manager::run((*flags).into(), client, shutdown)).await

@@ -47,12 +47,12 @@ impl Member {
                 api::PutRequest { key: place.key.clone(), value: request.value, lease, ..Default::default() };
             self.as_leader(&who, &leader, Request::Put(put)).await?;
         }
-        let revision = self.wait_turn(&request.name, place.created).await?;
+        self.wait_turn(&request.name, place.created).await?;
         if !self.key_exists(&place.key).await? {
             return Err(Status::unknown("election: session is expired"));
         }
         waiting.done();
-        Ok(api::CampaignResponse { header: self.header.message(revision), leader: Some(leader) })
+        Ok(api::CampaignResponse { header: self.header.message(place.revision), leader: Some(leader) })
     }
 
     /// Does `request` if the leader's key is still the one that was created at its revision.
@@ -81,8 +81,7 @@ impl Member {
         who: Option<Identity>,
         request: api::ProclaimRequest,
     ) -> Result<api::ProclaimResponse, Status> {
-        let leader =
-            request.leader.ok_or_else(|| Status::invalid_argument("\"leader\" field must be provided"))?;
+        let leader = request.leader.ok_or_else(|| Status::unknown("\"leader\" field must be provided"))?;
         let put = api::PutRequest {
             key: leader.key.clone(),
             value: request.value,
@@ -101,8 +100,7 @@ impl Member {
         who: Option<Identity>,
         request: api::ResignRequest,
     ) -> Result<api::ResignResponse, Status> {
-        let leader =
-            request.leader.ok_or_else(|| Status::invalid_argument("\"leader\" field must be provided"))?;
+        let leader = request.leader.ok_or_else(|| Status::unknown("\"leader\" field must be provided"))?;
         let delete = api::DeleteRangeRequest { key: leader.key.clone(), ..Default::default() };
         let outcome = self.as_leader(&who, &leader, Request::DeleteRange(delete)).await?;
         Ok(api::ResignResponse { header: self.header.message(outcome.revision) })

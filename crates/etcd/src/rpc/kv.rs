@@ -1,10 +1,11 @@
 //! Service KV.
 
 use bytes::{Bytes, BytesMut};
+use prost::Message;
 use storage::KeyRange;
 use tonic::Status;
 
-use super::failure::{self, status};
+use super::failure::status;
 use super::{Member, convert, grpc, validate, wire};
 use crate::api::{self, request_op::Request};
 use crate::auth::Identity;
@@ -21,7 +22,6 @@ fn finished(mut out: BytesMut) -> Bytes {
 impl Member {
     pub async fn range(&self, who: Who, request: api::RangeRequest) -> Result<Bytes, Status> {
         validate::range(&request)?;
-        self.check_intact()?;
         self.auth.check(&who, Access::Read, &range_of(&request.key, &request.range_end))?;
         let found = self.engine.query(&convert::query(request)).await.map_err(status)?;
         self.auth.check_fresh(&who)?;
@@ -49,7 +49,7 @@ impl Member {
 
     pub async fn put_outcome(&self, who: &Who, request: api::PutRequest) -> Result<TxnOutcome, Status> {
         validate::put(&request)?;
-        self.check_size(&request)?;
+        self.check_size(request.encoded_len())?;
         self.check_intact()?;
         if self.auth.enabled() {
             let key = KeyRange::key(request.key.clone());
@@ -76,7 +76,7 @@ impl Member {
 
     pub async fn delete_range(&self, who: Who, request: api::DeleteRangeRequest) -> Result<Bytes, Status> {
         validate::delete_range(&request)?;
-        self.check_size(&request)?;
+        self.check_size(request.encoded_len())?;
         self.check_intact()?;
         let range = range_of(&request.key, &request.range_end);
         self.auth.check(&who, Access::Write, &range)?;
@@ -105,14 +105,14 @@ impl Member {
 
     pub async fn txn_outcome(&self, who: &Who, request: api::TxnRequest) -> Result<TxnOutcome, Status> {
         validate::txn(&request, self.limits.txn_ops_max)?;
-        self.check_intact()?;
         if self.auth.enabled() {
             self.check_txn(who, &request)?;
         }
-        let size = prost::Message::encoded_len(&request);
+        let size = request.encoded_len();
         let txn = convert::txn(request);
-        if !txn.is_read_only() && size + 18 > self.limits.request_bytes_max {
-            return Err(failure::REQUEST_TOO_LARGE.into());
+        if !txn.is_read_only() {
+            self.check_size(size)?;
+            self.check_intact()?;
         }
         let outcome = self.engine.txn(txn).await.map_err(status)?;
         self.metrics.txns.add(1);

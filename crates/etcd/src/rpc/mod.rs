@@ -143,15 +143,15 @@ impl Member {
         self.corrupt.store(corrupt, Ordering::Relaxed);
     }
 
-    /// Damaged data is neither read nor written.
+    /// Damaged data is not written.
     fn check_intact(&self) -> Result<(), Status> {
         if self.corrupt.load(Ordering::Relaxed) { Err(failure::CORRUPT.into()) } else { Ok(()) }
     }
 
     /// Refuses a request that etcd's log would refuse: its entry is a little longer than the message.
-    fn check_size(&self, message: &impl prost::Message) -> Result<(), Status> {
+    fn check_size(&self, message_bytes: usize) -> Result<(), Status> {
         const ENTRY_OVERHEAD: usize = 18;
-        if message.encoded_len() + ENTRY_OVERHEAD > self.limits.request_bytes_max {
+        if message_bytes + ENTRY_OVERHEAD > self.limits.request_bytes_max {
             return Err(failure::REQUEST_TOO_LARGE.into());
         }
         Ok(())

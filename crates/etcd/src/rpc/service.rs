@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use prost::Message;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::auth::unknown;
 use super::grpc::{self, Body, Requests, decode, frame};
@@ -35,7 +35,7 @@ impl Member {
             }
             _ => Box::pin(self.clone().other_call(path, call, requests)).await,
         };
-        self.metrics.handled(path, answer.as_ref().err().map_or(tonic::Code::Ok, Status::code));
+        self.metrics.handled(path, answer.as_ref().err().map_or(Code::Ok, Status::code));
         grpc::response(answer)
     }
 
@@ -126,19 +126,13 @@ impl Member {
             ("etcdserverpb.Lease", "LeaseLeases") => encode(&self.lease_leases()),
             ("etcdserverpb.Cluster", _) => self.cluster_call(method, call, body).await,
             ("etcdserverpb.Maintenance", _) => self.maintenance_call(method, call, body).await,
-            ("v3lockpb.Lock", "Lock") => encode(&self.lock(self.identify(call)?, decode(body)?).await?),
-            ("v3lockpb.Lock", "Unlock") => encode(&self.unlock(self.identify(call)?, decode(body)?).await?),
-            ("v3electionpb.Election", "Campaign") => {
-                encode(&self.campaign(self.identify(call)?, decode(body)?).await?)
-            }
-            ("v3electionpb.Election", "Proclaim") => {
-                encode(&self.proclaim(self.identify(call)?, decode(body)?).await?)
-            }
-            ("v3electionpb.Election", "Leader") => {
-                encode(&self.leader(self.identify(call)?, decode(body)?).await?)
-            }
-            ("v3electionpb.Election", "Resign") => {
-                encode(&self.resign(self.identify(call)?, decode(body)?).await?)
+            ("v3lockpb.Lock" | "v3electionpb.Election", _) => {
+                // etcd serves these as a client of itself, whose errors lose their code on the way.
+                let lost = |status: Status| match status.code() {
+                    Code::Unimplemented | Code::Internal | Code::Unavailable => status,
+                    _ => Status::unknown(status.message()),
+                };
+                self.recipe_call(method, call, body).await.map_err(lost)
             }
             ("grpc.health.v1.Health", "Check") => {
                 let request: api::HealthCheckRequest = decode(body)?;
@@ -148,15 +142,28 @@ impl Member {
                 encode(&self.health_check())
             }
             (
-                "etcdserverpb.KV"
-                | "etcdserverpb.Watch"
-                | "etcdserverpb.Lease"
-                | "v3lockpb.Lock"
-                | "v3electionpb.Election"
-                | "grpc.health.v1.Health",
+                "etcdserverpb.KV" | "etcdserverpb.Watch" | "etcdserverpb.Lease" | "grpc.health.v1.Health",
                 _,
             ) => Err(unknown(service, method)),
             _ => Err(Status::unimplemented(format!("unknown service {service}"))),
+        }
+    }
+
+    async fn recipe_call(
+        self: &Arc<Member>,
+        method: &str,
+        call: &Call,
+        body: &[u8],
+    ) -> Result<Bytes, Status> {
+        let who = self.identify(call)?;
+        match method {
+            "Lock" => encode(&self.lock(who, decode(body)?).await?),
+            "Unlock" => encode(&self.unlock(who, decode(body)?).await?),
+            "Campaign" => encode(&self.campaign(who, decode(body)?).await?),
+            "Proclaim" => encode(&self.proclaim(who, decode(body)?).await?),
+            "Leader" => encode(&self.leader(who, decode(body)?).await?),
+            "Resign" => encode(&self.resign(who, decode(body)?).await?),
+            _ => Err(unknown("v3lockpb.Lock", method)),
         }
     }
 
