@@ -7,6 +7,10 @@ use std::time::{Duration, Instant};
 use etcd::{Directory, Engine, Options};
 use storage::{Change, Expect, Store, WriteRequest};
 
+// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn cpu_seconds() -> f64 {
     let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();

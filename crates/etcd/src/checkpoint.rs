@@ -4,6 +4,7 @@
 //! A file is a sequence of [`frame`]s: a header, records of versions, and an end mark with their number, without which
 //! the file does not count. A record takes about 25 B and its key.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -236,8 +237,12 @@ fn take_varint(input: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// Reads a checkpoint back.
-pub fn read(name: &str, file: Arc<dyn ReadFile>) -> Result<(Position, State), Error> {
+/// Reads a checkpoint back. `lengths` are those of the files that values lie in; all that are needed must be there.
+pub fn read(
+    name: &str,
+    file: Arc<dyn ReadFile>,
+    lengths: &[(FileName, u64)],
+) -> Result<(Position, State), Error> {
     let unreadable = |e: io::Error| Error::Unavailable(format!("{name}: {e}"));
     let damaged =
         |at: u64, len: u64| Error::Corrupt(format!("{name} is damaged or cut short at byte {at} of {len}"));
@@ -245,11 +250,21 @@ pub fn read(name: &str, file: Arc<dyn ReadFile>) -> Result<(Position, State), Er
     let len = frames.size();
     let first = frames.read_next().map_err(unreadable)?.ok_or_else(|| damaged(0, len))?;
     let (position, header) = parse_header(&mut { first.payload }).ok_or_else(|| damaged(0, len))?;
-    let mut records =
-        Records { frames, payload: Vec::new(), at: 0, key: Arc::from(&[][..]), count: 0, end: Ok(false) };
+    let mut records = Records {
+        frames,
+        payload: Vec::new(),
+        at: 0,
+        key: Arc::from(&[][..]),
+        count: 0,
+        extents: HashMap::new(),
+        end: Ok(false),
+    };
     let state = State::restored(header, &mut records);
     match records.end {
-        Ok(true) if records.frames.at() == len => Ok((position, state)),
+        Ok(true) if records.frames.at() == len => {
+            check_files(&records.extents, lengths)?;
+            Ok((position, state))
+        }
         Ok(_) => Err(damaged(records.frames.at(), len)),
         Err(e) => Err(unreadable(e)),
     }
@@ -271,6 +286,8 @@ struct Records {
     at: usize,
     key: Arc<[u8]>,
     count: i64,
+    /// Where in each file the last value ends.
+    extents: HashMap<u32, u64>,
     /// Whether the end mark was read and told the right number.
     end: io::Result<bool>,
 }
@@ -285,6 +302,11 @@ impl Iterator for &mut Records {
                 let record = take_record(input, &mut self.key)?;
                 self.at = self.payload.len() - input.len();
                 self.count += 1;
+                if record.len > 0 {
+                    let place = record.place();
+                    let end = self.extents.entry(place.file).or_default();
+                    *end = (*end).max(u64::from(place.offset) + u64::from(record.len));
+                }
                 return Some(record);
             }
             let frame = match self.frames.read_next() {
@@ -311,9 +333,9 @@ impl Iterator for &mut Records {
     }
 }
 
-/// Every file that `state` needs must be there and long enough.
-pub fn check_files(state: &State, lengths: &[(FileName, u64)]) -> Result<(), Error> {
-    for (file, end) in state.file_extents() {
+/// Every file that is needed must be there and long enough.
+fn check_files(extents: &HashMap<u32, u64>, lengths: &[(FileName, u64)]) -> Result<(), Error> {
+    for (&file, &end) in extents {
         let found = lengths.iter().find(|(name, _)| name.file() == file);
         match found {
             None => return Err(Error::Corrupt(format!("the file with number {file:08x} is missing"))),

@@ -28,7 +28,7 @@ use crate::record::Record;
 use crate::recovery;
 use crate::request::{Alarm, AlarmKind, DeleteRange, Op, Put, Query, Txn, TxnOutcome};
 use crate::snapshot::Snapshot;
-use crate::state::{Applied, EventsMax, Happened, State};
+use crate::state::{Applied, EventsMax, Found, Happened, Scan, State, is_one_key};
 
 /// How the engine behaves; the defaults suit a cluster's API server.
 #[derive(Clone, Debug)]
@@ -41,6 +41,9 @@ pub struct Options {
     pub batch_commands_max: usize,
     /// Bytes in one frame, beyond the first command.
     pub batch_bytes_max: usize,
+    /// A frame that would be longer is refused: one request is as large as that by itself. No more than
+    /// [`PAYLOAD_MAX`](crate::frame::PAYLOAD_MAX), past which a frame is taken for damage.
+    pub frame_bytes_max: usize,
     /// A new file begins past this length.
     pub segment_bytes: u64,
     /// A checkpoint is taken when the log has grown by this since the last one, or by the size of the last one.
@@ -68,6 +71,7 @@ impl Default for Options {
             queue_max: 8192,
             batch_commands_max: 4096,
             batch_bytes_max: 8 << 20,
+            frame_bytes_max: 64 << 20,
             segment_bytes: 64 << 20,
             checkpoint_bytes: 16 << 20,
             cache_bytes: 8 << 20,
@@ -86,6 +90,9 @@ pub const LEASE_TTL_SECONDS_MAX: i64 = 9_000_000_000;
 
 /// Values beyond this are read on a thread that may block.
 const READ_INLINE_BYTES_MAX: usize = 1 << 20;
+
+/// Keys looked at under one hold of the lock.
+const SCAN_KEYS: usize = 1 << 13;
 
 /// Bytes on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,9 +267,26 @@ impl Engine {
 
     /// Reads a range. One member's reads are always linearizable.
     pub async fn query(&self, query: &Query) -> Result<RangeResponse, Error> {
-        let found = self.shared.state.read().range(query)?;
+        let found = self.find(query)?;
         let bytes = if found.keys_only { 0 } else { Files::reading(&found.records) };
         self.shared.fetch(bytes, move |files| files.response(found)).await
+    }
+
+    fn find(&self, query: &Query) -> Result<Found, Error> {
+        let state = self.shared.state.read();
+        if is_one_key(&query.range) {
+            return state.range(query);
+        }
+        if let Some(revision) = query.revision {
+            state.readable(revision)?;
+        }
+        let mut scan = Scan::new(query);
+        let mut done = scan.step(&state, SCAN_KEYS);
+        drop(state);
+        while !done {
+            done = scan.step(&self.shared.state.read(), SCAN_KEYS);
+        }
+        Ok(scan.finish())
     }
 
     /// Runs a transaction; returns when it is durable. One that cannot write never touches the log.
@@ -466,7 +490,12 @@ impl Engine {
     pub async fn hash_kv(&self, revision: Revision) -> Result<HashKv, Error> {
         let mut snapshot = self.snapshot();
         let revision = if revision == 0 { snapshot.header.revision } else { revision };
-        self.shared.state.read().readable(revision)?;
+        if revision <= snapshot.header.compacted {
+            return Err(Error::Compacted { compacted: snapshot.header.compacted });
+        }
+        if revision > snapshot.header.revision {
+            return Err(Error::FutureRevision { requested: revision, current: snapshot.header.revision });
+        }
         tokio::task::spawn_blocking(move || snapshot.hash_kv(revision))
             .await
             .map_err(|e| Error::Unavailable(format!("hash: {e}")))?

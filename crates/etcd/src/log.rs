@@ -173,6 +173,10 @@ impl Log {
                 }
             };
             let Some(message) = message else { return };
+            if self.shared.failed.lock().is_some() {
+                // Found out while keeping house. What the file holds is unknown, so nothing may follow.
+                return;
+            }
             let mut other = None;
             self.take(message, &mut batch);
             if batch.is_empty() {
@@ -223,7 +227,12 @@ impl Log {
     /// Logs and applies a batch; false when the log is lost.
     fn commit(&mut self, batch: &mut Vec<Proposal>) -> bool {
         self.encode(batch);
-        match self.append() {
+        let logged = if self.buffer.len() > self.shared.options.frame_bytes_max.min(frame::PAYLOAD_MAX) {
+            Err(Failure::Refused(Error::Unavailable("the request is too large for the log".into())))
+        } else {
+            self.append()
+        };
+        match logged {
             Ok(()) => {
                 self.apply(batch);
                 true
@@ -348,7 +357,6 @@ impl Log {
         };
         if let Some(revision) = revision {
             let mut batch = vec![Proposal { command: Command::Compact { revision }, reply: None }];
-            // A lost log is met again by the next writer, who is told.
             self.commit(&mut batch);
         }
     }
@@ -435,7 +443,7 @@ impl Log {
     fn begin_checkpoint(&mut self, empty: Vec<u32>) -> io::Result<()> {
         let Some(messages) = self.messages.upgrade() else { return Ok(()) };
         let header = {
-            let mut state = self.shared.state.write();
+            let state = self.shared.state.read();
             let header = state.header();
             state.pin(header.compacted);
             header
@@ -449,7 +457,7 @@ impl Log {
         let shared = self.shared.clone();
         std::thread::Builder::new().name("etcd-keep".into()).spawn(move || {
             let result = checkpoint::write(&*shared.disk, &shared.state, position, &header);
-            shared.state.write().unpin(header.compacted);
+            shared.state.read().unpin(header.compacted);
             let _ = messages.blocking_send(Message::Checkpointed(result));
         })?;
         self.since_checkpoint = 0;

@@ -99,8 +99,7 @@ pub fn recover(disk: &dyn Disk, files: &Files) -> Result<Recovered, Error> {
         let name = checkpoint::name(newest);
         let file = disk.open(&name).map_err(unreadable(&name))?;
         recovered.checkpoint_bytes = file.size().map_err(unreadable(&name))?;
-        let (position, state) = checkpoint::read(&name, file)?;
-        checkpoint::check_files(&state, &recovered.files)?;
+        let (position, state) = checkpoint::read(&name, file, &recovered.files)?;
         (recovered.index, recovered.state, recovered.checkpoint) = (position.index, state, Some(position));
     }
     for old in checkpoints {

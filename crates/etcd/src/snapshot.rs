@@ -40,7 +40,7 @@ pub struct Snapshot {
 impl Snapshot {
     pub(crate) fn new(shared: Arc<Shared>) -> Snapshot {
         let header = {
-            let mut state = shared.state.write();
+            let state = shared.state.read();
             let header = state.header();
             state.pin(header.compacted);
             header
@@ -48,19 +48,18 @@ impl Snapshot {
         Snapshot { shared, header, records: None }
     }
 
-    /// Everything that is kept, in order: what is not superseded at the compacted revision, and all after it.
-    fn records(&self) -> Vec<Arc<Record>> {
+    /// Versions up to `revision` in order, without those that compaction at `compacted` has passed by unless they are
+    /// what can be read at `kept`.
+    fn records(&self, revision: Revision, compacted: Revision, kept: Revision) -> Vec<Arc<Record>> {
         let mut records: Vec<Arc<Record>> = Vec::new();
         let mut from: Option<Arc<[u8]>> = Some(Arc::from(&[][..]));
-        let compacted = self.header.compacted;
         while let Some(key) = from {
-            let (chunk, next) = self.shared.state.read().chunk(&key, self.header.revision, CHUNK_KEYS);
+            let (chunk, next) = self.shared.state.read().chunk(&key, revision, CHUNK_KEYS);
             for (i, record) in chunk.iter().enumerate() {
                 let superseded = chunk
                     .get(i + 1)
-                    .is_some_and(|later| later.key == record.key && later.mod_revision <= compacted);
-                let gone = record.mod_revision <= compacted && (superseded || record.is_tombstone());
-                if !gone {
+                    .is_some_and(|later| later.key == record.key && later.mod_revision <= kept);
+                if record.mod_revision > compacted || !(superseded || record.is_tombstone()) {
                     records.push(record.clone());
                 }
             }
@@ -74,7 +73,8 @@ impl Snapshot {
     /// disk, so call it where blocking does no harm.
     pub fn next(&mut self, bytes_max: usize) -> Result<Option<Vec<Version>>, Error> {
         if self.records.is_none() {
-            self.records = Some(self.records().into_iter());
+            let Header { revision, compacted, .. } = self.header;
+            self.records = Some(self.records(revision, compacted, compacted).into_iter());
         }
         let Some(records) = &mut self.records else { return Ok(None) };
         let (mut taken, mut bytes) = (Vec::new(), 0);
@@ -96,12 +96,14 @@ impl Snapshot {
         Ok(Some(taken.into_iter().map(version).collect()))
     }
 
-    /// etcd's hash of its key bucket: CRC-32C over the bucket's name and every revision with its protobuf message.
+    /// etcd's hash of its key bucket: CRC-32C over the bucket's name and every revision with its protobuf message. As
+    /// there, what is older than the compacted revision counts only where it can be read at `upto`.
     pub(crate) fn hash_kv(&mut self, upto: Revision) -> Result<HashKv, Error> {
+        self.records = Some(self.records(upto, self.header.compacted, upto).into_iter());
         let mut hash = crc32c::crc32c(b"key");
         let mut bytes = Vec::new();
         while let Some(versions) = self.next(READ_BYTES)? {
-            for Version { sub, kv } in versions.iter().filter(|v| v.kv.mod_revision <= upto) {
+            for Version { sub, kv } in &versions {
                 bytes.clear();
                 revision_key(&mut bytes, kv.mod_revision, *sub, kv.version == 0);
                 key_value_message(&mut bytes, kv);
@@ -129,7 +131,7 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        self.shared.state.write().unpin(self.header.compacted);
+        self.shared.state.read().unpin(self.header.compacted);
     }
 }
 

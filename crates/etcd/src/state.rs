@@ -7,11 +7,13 @@
 //! allocates the record. Readers hold the lock for the time of cloning pointers. Compaction only sets a number;
 //! [`State::sweep`] then drops superseded versions a few at a time, in the order of history, so nobody waits for it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use storage::{Error, Expect, KeyRange, LeaseId, Revision};
 
 use crate::command::{ChangeTo, Command};
@@ -187,7 +189,7 @@ pub struct State {
     file_use: HashMap<u32, u64>,
     /// Somebody is reading as of these revisions (with a count): sweeping must leave them readable. Only what is kept
     /// in memory depends on it, never an answer.
-    pins: BTreeMap<Revision, usize>,
+    pins: Mutex<BTreeMap<Revision, usize>>,
     /// Changes made so far by the transaction being applied.
     changes: u32,
     /// What was put since [`State::take_fresh`].
@@ -216,7 +218,7 @@ impl Default for State {
             live_keys: 0,
             bytes_in_use: 0,
             file_use: HashMap::new(),
-            pins: BTreeMap::new(),
+            pins: Mutex::default(),
             changes: 0,
             fresh: Vec::new(),
         }
@@ -253,33 +255,52 @@ impl State {
                 (id, Lease { ttl_seconds, remaining_seconds, ..Lease::default() })
             })
             .collect();
-        let mut keys: Vec<(Arc<[u8]>, History)> = Vec::new();
-        for mut record in versions {
-            match keys.last_mut() {
-                Some((key, history)) if **key == *record.key => {
-                    record.key = key.clone();
-                    history.push(Arc::new(record));
-                }
-                _ => keys.push((record.key.clone(), History::One(Arc::new(record)))),
+        let (mut keys, mut events, mut versions) = (Vec::new(), Vec::new(), versions.into_iter().peekable());
+        let mut life: Vec<Arc<Record>> = Vec::new();
+        while let Some(record) = versions.next() {
+            life.push(Arc::new(record));
+            let key = &life[0].key;
+            if versions.peek().is_some_and(|next| next.key == *key) {
+                continue;
+            }
+            life.drain(..passed(&life, state.compacted));
+            if let Some(entry) = state.restore_key(&mut life, &mut events) {
+                keys.push(entry);
             }
         }
-        let mut events = Vec::new();
-        for (key, history) in &keys {
-            for record in history.versions() {
-                state.account(record);
-                events.push(record.clone());
-            }
-            if let Some(latest) = history.latest() {
-                state.live_keys += 1;
-                if let Some(lease) = state.leases.get_mut(&latest.lease) {
-                    lease.keys.insert(key.clone());
-                }
-            }
-        }
-        events.sort_unstable_by_key(|record| record.position());
-        state.events = events.into();
+        // Sorted by what lies beside the pointers, since following each would take long.
+        events.sort_unstable_by_key(|(position, _)| *position);
+        state.events = events.into_iter().map(|(_, record)| record).collect();
         state.keys = keys.into_iter().collect();
         state
+    }
+
+    /// Takes in the versions of one key, which leaves `life` empty.
+    fn restore_key(
+        &mut self,
+        life: &mut Vec<Arc<Record>>,
+        events: &mut Vec<((Revision, u32), Arc<Record>)>,
+    ) -> Option<(Arc<[u8]>, History)> {
+        for record in &*life {
+            self.account(record);
+            if record.mod_revision > self.compacted {
+                events.push((record.position(), record.clone()));
+            }
+        }
+        let latest = life.last()?;
+        let key = latest.key.clone();
+        if !latest.is_tombstone() {
+            self.live_keys += 1;
+            if let Some(lease) = self.leases.get_mut(&latest.lease) {
+                lease.keys.insert(key.clone());
+            }
+        }
+        let history = match &life[..] {
+            [only] => History::One(only.clone()),
+            _ => History::Many(Box::new(std::mem::take(life))),
+        };
+        life.clear();
+        Some((key, history))
     }
 
     pub fn header(&self) -> Header {
@@ -343,15 +364,16 @@ impl State {
     }
 
     /// Keeps everything that can be read at `revision` or later until [`State::unpin`].
-    pub fn pin(&mut self, revision: Revision) {
-        *self.pins.entry(revision).or_default() += 1;
+    pub fn pin(&self, revision: Revision) {
+        *self.pins.lock().entry(revision).or_default() += 1;
     }
 
-    pub fn unpin(&mut self, revision: Revision) {
-        if let Some(count) = self.pins.get_mut(&revision) {
+    pub fn unpin(&self, revision: Revision) {
+        let mut pins = self.pins.lock();
+        if let Some(count) = pins.get_mut(&revision) {
             *count -= 1;
             if *count == 0 {
-                self.pins.remove(&revision);
+                pins.remove(&revision);
             }
         }
     }
@@ -438,9 +460,7 @@ impl State {
         // One allocation of the key serves the map and every version.
         let shared = match &previous {
             Some(previous) => previous.key.clone(),
-            None => {
-                self.keys.get_key_value(&key[..]).map_or_else(|| Arc::from(&key[..]), |(key, _)| key.clone())
-            }
+            None => Arc::from(&key[..]),
         };
         let create = previous.as_ref().map_or(revision, |p| p.create_revision);
         let version = previous.as_ref().map_or(1, |p| p.version + 1);
@@ -484,10 +504,10 @@ impl State {
         self.account(&record);
         let record = Arc::new(record);
         self.events.push_back(record.clone());
-        match self.keys.get_mut(&record.key) {
-            Some(history) => history.push(record.clone()),
-            None => {
-                self.keys.insert(record.key.clone(), History::One(record.clone()));
+        match self.keys.entry(record.key.clone()) {
+            Entry::Occupied(mut history) => history.get_mut().push(record.clone()),
+            Entry::Vacant(slot) => {
+                slot.insert(History::One(record.clone()));
             }
         }
         record
@@ -697,7 +717,7 @@ impl State {
     }
 
     fn sweepable(&self) -> Revision {
-        self.pins.first_key_value().map_or(self.compacted, |(pinned, _)| (*pinned).min(self.compacted))
+        self.pins.lock().first_key_value().map_or(self.compacted, |(pinned, _)| (*pinned).min(self.compacted))
     }
 
     /// Drops versions that compaction has made unreachable, looking at no more than `max` events. Returns what went.
@@ -728,11 +748,7 @@ impl State {
     /// What can be read at `upto` stays, and all after it; a tombstone no later than that goes.
     fn trim(&mut self, key: &[u8], upto: Revision, gone: &mut Vec<Arc<Record>>) {
         let Some(history) = self.keys.get_mut(key) else { return };
-        let versions = history.versions();
-        let mut first = versions.partition_point(|v| v.mod_revision <= upto).saturating_sub(1);
-        if versions.get(first).is_some_and(|v| v.is_tombstone() && v.mod_revision <= upto) {
-            first += 1;
-        }
+        let first = passed(history.versions(), upto);
         match history {
             History::One(only) if first > 0 => gone.push(only.clone()),
             History::One(_) => return,
@@ -793,47 +809,14 @@ impl State {
     }
 
     fn find(&self, query: &Query) -> Found {
-        // Where order or filters come between, everything has to be looked at before the limit.
-        let keep = if query.sort.is_none() && query.limit > 0 { query.limit } else { usize::MAX };
-        let mut found = Found { revision: self.revision, keys_only: query.keys_only, ..Found::default() };
-        let mut add = |record: &Arc<Record>| {
-            found.count += 1;
-            if query.count_only || !query.admits(record.create_revision, record.mod_revision) {
-                return;
-            }
-            if found.records.len() < keep {
-                found.records.push(record.clone());
-            } else {
-                found.more = true;
-            }
-        };
-        match (is_one_key(&query.range), query.revision) {
-            (true, None) => self.latest(&query.range.start).into_iter().for_each(&mut add),
-            (_, None) => self.histories(&query.range).filter_map(History::latest).for_each(&mut add),
-            (_, Some(revision)) => {
-                self.histories(&query.range).filter_map(|h| h.at(revision)).for_each(&mut add);
-            }
+        let mut scan = Scan::new(query);
+        if is_one_key(&query.range) && query.revision.is_none() {
+            scan.found.revision = self.revision;
+            self.latest(&query.range.start).into_iter().for_each(|record| scan.add(record));
+        } else {
+            scan.step(self, usize::MAX);
         }
-        match query.sort {
-            None => {}
-            Some(Sort { target: SortTarget::Value, descending }) => {
-                found.by_value = Some((descending, query.limit));
-            }
-            Some(Sort { target, descending }) => {
-                let by = |a: &Record, b: &Record| match target {
-                    SortTarget::Key => a.key.cmp(&b.key),
-                    SortTarget::Version => a.version.cmp(&b.version),
-                    SortTarget::Create => a.create_revision.cmp(&b.create_revision),
-                    SortTarget::Mod | SortTarget::Value => a.mod_revision.cmp(&b.mod_revision),
-                };
-                found.records.sort_by(|a, b| if descending { by(b, a) } else { by(a, b) });
-                if query.limit > 0 && found.records.len() > query.limit {
-                    found.records.truncate(query.limit);
-                    found.more = true;
-                }
-            }
-        }
-        found
+        scan.finish()
     }
 
     /// Every version no later than `revision` of at most `max` keys, from `from` on: how snapshots read without
@@ -859,17 +842,6 @@ impl State {
     /// Every version of `key` that is kept.
     pub fn versions(&self, key: &[u8]) -> &[Arc<Record>] {
         self.keys.get(key).map_or(&[], History::versions)
-    }
-
-    /// Where in each file the last value ends.
-    pub fn file_extents(&self) -> HashMap<u32, u64> {
-        let mut extents: HashMap<u32, u64> = HashMap::new();
-        for record in self.keys.values().flat_map(History::versions).filter(|r| r.len > 0) {
-            let (place, len) = (record.place(), u64::from(record.len));
-            let end = extents.entry(place.file).or_default();
-            *end = (*end).max(u64::from(place.offset) + len);
-        }
-        extents
     }
 
     /// Accounts for a value that was moved to another file.
@@ -922,11 +894,106 @@ impl State {
     }
 }
 
+/// A range that is read a part at a time, so that a long one does not keep writers waiting.
+pub struct Scan<'a> {
+    query: &'a Query,
+    /// Where order or filters come between, everything has to be looked at before the limit.
+    keep: usize,
+    found: Found,
+    /// Where to go on, and the revision to read as of.
+    next: Option<(Arc<[u8]>, Revision)>,
+}
+
+impl<'a> Scan<'a> {
+    pub fn new(query: &'a Query) -> Scan<'a> {
+        let keep = if query.sort.is_none() && query.limit > 0 { query.limit } else { usize::MAX };
+        let found = Found { keys_only: query.keys_only, ..Found::default() };
+        Scan { query, keep, found, next: None }
+    }
+
+    fn add(&mut self, record: &Arc<Record>) {
+        self.found.count += 1;
+        if self.query.count_only || !self.query.admits(record.create_revision, record.mod_revision) {
+            return;
+        }
+        if self.found.records.len() < self.keep {
+            self.found.records.push(record.clone());
+        } else {
+            self.found.more = true;
+        }
+    }
+
+    /// Looks at no more than `max` keys. While there are more, the revision read is pinned; it is unpinned with the
+    /// last step. Returns whether that was all.
+    pub fn step(&mut self, state: &State, max: usize) -> bool {
+        let query = self.query;
+        let from = self.next.take();
+        if from.is_none() {
+            self.found.revision = state.revision;
+        }
+        let revision = from.as_ref().map(|(_, revision)| *revision).or(query.revision);
+        let range = match &from {
+            Some((key, _)) => &KeyRange { start: Bytes::copy_from_slice(key), end: query.range.end.clone() },
+            None => &query.range,
+        };
+        for (visited, (key, history)) in state.entries(range).enumerate() {
+            if visited == max {
+                let revision = revision.unwrap_or(state.revision);
+                if from.is_none() {
+                    state.pin(revision);
+                }
+                self.next = Some((key.clone(), revision));
+                return false;
+            }
+            let found = match revision {
+                None => history.latest(),
+                Some(revision) => history.at(revision),
+            };
+            found.into_iter().for_each(|record| self.add(record));
+        }
+        if let Some((_, revision)) = from {
+            state.unpin(revision);
+        }
+        true
+    }
+
+    pub fn finish(self) -> Found {
+        let Scan { query, mut found, .. } = self;
+        match query.sort {
+            None => {}
+            Some(Sort { target: SortTarget::Value, descending }) => {
+                found.by_value = Some((descending, query.limit));
+            }
+            Some(Sort { target, descending }) => {
+                let by = |a: &Record, b: &Record| match target {
+                    SortTarget::Key => a.key.cmp(&b.key),
+                    SortTarget::Version => a.version.cmp(&b.version),
+                    SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+                    SortTarget::Mod | SortTarget::Value => a.mod_revision.cmp(&b.mod_revision),
+                };
+                found.records.sort_by(|a, b| if descending { by(b, a) } else { by(a, b) });
+                if query.limit > 0 && found.records.len() > query.limit {
+                    found.records.truncate(query.limit);
+                    found.more = true;
+                }
+            }
+        }
+        found
+    }
+}
+
 /// Whether the range is one key, which can be found without a scan.
-fn is_one_key(range: &KeyRange) -> bool {
+pub fn is_one_key(range: &KeyRange) -> bool {
     range.end.as_ref().is_some_and(|end| {
         end.len() == range.start.len() + 1 && end.ends_with(&[0]) && end.starts_with(&range.start)
     })
+}
+
+/// How many of a key's versions nobody can see who reads at `upto` or later.
+fn passed(versions: &[Arc<Record>], upto: Revision) -> usize {
+    let first = versions.partition_point(|v| v.mod_revision <= upto).saturating_sub(1);
+    let deleted = versions.get(first).is_some_and(|v| v.is_tombstone() && v.mod_revision <= upto);
+    first + usize::from(deleted)
 }
 
 fn set_revision(transacted: &mut Transacted, revision: Revision) {
@@ -1223,6 +1290,27 @@ mod tests {
         assert_eq!(keys(Query { min_mod_revision: 4, ..all() }), want("/a/c", false, 3));
         assert_eq!(keys(Query { max_create_revision: 3, limit: 1, ..all() }), want("/a", true, 3));
         assert_eq!(keys(Query { revision: Some(3), ..all() }), want("/a/b", false, 2));
+    }
+
+    #[test]
+    fn a_long_range_is_read_in_steps_as_of_one_revision() {
+        let mut s = Store::default();
+        for i in 0..10 {
+            s.put(&format!("/{i}"), "old");
+        }
+        let query = Query::new(KeyRange::prefix("/"));
+        let mut scan = Scan::new(&query);
+        assert!(!scan.step(&s.state, 4));
+        s.put("/7", "new");
+        s.delete("/8");
+        s.compact(13);
+        assert!(!scan.step(&s.state, 4));
+        assert!(scan.step(&s.state, 4));
+        let found = scan.finish();
+        assert_eq!((found.count, found.revision), (10, 11));
+        assert!(s.show(&found.records).iter().all(|kv| kv.ends_with("=old")));
+        s.state.sweep(100);
+        assert_eq!(s.state.keys.len(), 9, "nothing is pinned any more");
     }
 
     #[test]

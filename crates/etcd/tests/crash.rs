@@ -175,12 +175,13 @@ async fn leases_run_out_and_deadlines_survive_a_restart() {
     put_leased(&engine, "/leased", lease).await;
     // After half the time, what is left is in the log.
     engine.run_leases(tokio::time::sleep(std::time::Duration::from_secs(51))).await;
+    put(&engine, "/after", "x").await.unwrap();
     drop(engine);
     let engine = open(&disk.after_power_loss(|_| 0), &Options::default()).unwrap();
     let status = engine.lease_status(lease, true).unwrap();
     assert_eq!((status.granted_seconds, status.remaining_seconds), (100, 50));
     assert_eq!(status.keys, ["/leased"]);
-    let mut watch = engine.watch(KeyRange::prefix("/"), 3).await.unwrap();
+    let mut watch = engine.watch(KeyRange::prefix("/"), 4).await.unwrap();
     let started = tokio::time::Instant::now();
     tokio::select! {
         () = engine.run_leases(std::future::pending()) => unreachable!(),

@@ -177,6 +177,7 @@ impl AppendFile for FakeAppend {
     }
     fn truncate(&mut self, len: u64) -> io::Result<()> {
         let mut files = self.0.0.lock();
+        files.step()?;
         let file = files.files.get_mut(&self.1).ok_or(io::ErrorKind::NotFound)?;
         file.bytes.lock().truncate(len as usize);
         file.synced = file.synced.min(len as usize);
@@ -201,6 +202,23 @@ pub async fn dump(engine: &Engine) -> Vec<(String, String, i64)> {
     let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
     let all = engine.range(RangeRequest::new(KeyRange::prefix(""))).await.unwrap();
     all.kvs.iter().map(|kv| (text(&kv.key), text(&kv.value), kv.mod_revision)).collect()
+}
+
+/// Numbers from a seed.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % n.max(1)
+    }
+}
+
+/// How many points of failure to try: `ISOPOD_FAULT_POINTS`, or what CI can bear.
+pub fn fault_points(default: u64) -> u64 {
+    std::env::var("ISOPOD_FAULT_POINTS").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
 /// Files roll, are checkpointed and cleaned after a few writes.
