@@ -2,3 +2,4 @@
 
 pub mod example_images;
 pub mod packages;
+pub mod pods;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use testkit::example_images;
+use testkit::{example_images, pods};
 
 #[derive(Parser)]
 enum Cli {
@@ -11,6 +11,8 @@ enum Cli {
     ExampleImages { directory: PathBuf },
     /// Print a manifest with the public images' names replaced by the stand-ins'
     Substitute { manifests: Vec<PathBuf> },
+    /// Print how long pods of a cluster take to become Ready
+    Pods(Box<pods::Flags>),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -25,6 +27,10 @@ fn main() -> anyhow::Result<()> {
                 println!("---\n{text}");
             }
             Ok(())
+        }
+        Cli::Pods(flags) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(pods::run(*flags))
         }
     }
 }
