@@ -114,6 +114,11 @@ pub fn shows(cluster: &Cluster) {
             assert!(text.contains(word), "kubectl {line} does not say {word:?}:\n{text}");
         }
     }
+    for line in ["top nodes", "top pods --containers"] {
+        let arguments: Vec<&str> = line.split_whitespace().collect();
+        let figures = until(line, || crate::machine::try_output(&mut n.kubectl_command(&arguments)).ok());
+        assert!(figures.contains("CPU(cores)") && figures.contains("Mi"), "{figures}");
+    }
     let mut watch = Running::new(&mut n.kubectl_command(&["get", "pods", "-w", "--no-headers"]));
     watch.until_line("Running");
     n.kubectl(&format!("run watched --image={BUSYBOX} --restart=Never -- true"));
