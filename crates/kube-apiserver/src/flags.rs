@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use crate::Config;
 use crate::security;
+use crate::{audit, flow_control};
 
 /// Flags of `kube-apiserver`.
 #[derive(Clone, Debug, clap::Args)]
@@ -106,6 +107,29 @@ pub struct Flags {
     /// Makes bootstrap tokens usable.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = ArgAction::Set)]
     pub enable_bootstrap_token_auth: bool,
+    /// Tells requests apart by flow schemas and priority levels.
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = ArgAction::Set)]
+    pub enable_priority_and_fairness: bool,
+    /// Requests that read in progress; with the next, the seats that priority levels share.
+    #[arg(long, default_value_t = 400)]
+    pub max_requests_inflight: u32,
+    #[arg(long, default_value_t = 200)]
+    pub max_mutating_requests_inflight: u32,
+    /// Which requests are told of in the audit log, and how much (`audit.k8s.io/v1` Policy).
+    #[arg(long)]
+    pub audit_policy_file: Option<PathBuf>,
+    /// The audit log; `-` is standard output.
+    #[arg(long)]
+    pub audit_log_path: Option<PathBuf>,
+    /// Days that audit logs set aside are kept.
+    #[arg(long, default_value_t = 0)]
+    pub audit_log_maxage: u64,
+    /// How many of them are kept.
+    #[arg(long, default_value_t = 0)]
+    pub audit_log_maxbackup: usize,
+    /// Megabytes after which an audit log is set aside.
+    #[arg(long, default_value_t = 0)]
+    pub audit_log_maxsize: u64,
     #[command(flatten)]
     pub accepted: Accepted,
 }
@@ -125,8 +149,6 @@ pub struct Accepted {
     pub watch_cache: Option<bool>,
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub enable_garbage_collector: Option<bool>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
-    pub enable_priority_and_fairness: Option<bool>,
     #[arg(long, hide = true)]
     pub apiserver_count: Option<u32>,
     #[arg(long, hide = true)]
@@ -135,10 +157,6 @@ pub struct Accepted {
     pub watch_cache_sizes: Option<String>,
     #[arg(long, hide = true)]
     pub delete_collection_workers: Option<u32>,
-    #[arg(long, hide = true)]
-    pub max_requests_inflight: Option<u32>,
-    #[arg(long, hide = true)]
-    pub max_mutating_requests_inflight: Option<u32>,
     #[arg(long, hide = true)]
     pub min_request_timeout: Option<u32>,
     #[arg(long, hide = true)]
@@ -198,6 +216,24 @@ impl Flags {
         config.kubelet.key = read(&self.kubelet_client_key)?;
         config.kubelet.ca = read(&self.kubelet_certificate_authority)?;
         config.kubelet.address_types = self.kubelet_preferred_address_types.clone();
+        config.flow_control = flow_control::Config {
+            enabled: self.enable_priority_and_fairness,
+            reading_max: self.max_requests_inflight,
+            writing_max: self.max_mutating_requests_inflight,
+        };
+        config.audit = match (read(&self.audit_policy_file)?, &self.audit_log_path) {
+            (Some(policy), Some(path)) => {
+                let log = audit::LogConfig {
+                    path: path.clone(),
+                    age_days_max: self.audit_log_maxage,
+                    backups_max: self.audit_log_maxbackup,
+                    megabytes_max: self.audit_log_maxsize,
+                };
+                Some((policy, log))
+            }
+            // As upstream: without a policy there is nothing to tell, without a place nobody to tell it to.
+            _ => None,
+        };
         self.apply_security(&mut config.security)
     }
 

@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod aggregation;
 pub mod allocators;
+pub mod audit;
 pub mod authentication;
 pub mod authorization;
 pub mod bootstrap;
@@ -13,6 +14,7 @@ pub mod cache;
 pub mod custom;
 pub mod discovery;
 mod flags;
+pub mod flow_control;
 pub mod http;
 pub mod metrics;
 pub mod proxy;
@@ -63,6 +65,9 @@ pub struct Config {
     /// `group/version` → served or not, over the default of serving what is generally available.
     pub runtime_config: Vec<(String, bool)>,
     pub kubelet: proxy::KubeletClient,
+    pub flow_control: flow_control::Config,
+    /// The audit policy, as YAML, and where events go.
+    pub audit: Option<(Vec<u8>, audit::LogConfig)>,
     pub clock: Clock,
     /// How long requests in flight may take to end on shutdown.
     pub shutdown_grace: Duration,
@@ -80,6 +85,8 @@ impl Config {
             security: security::Config::default(),
             runtime_config: Vec::new(),
             kubelet: proxy::KubeletClient::default(),
+            flow_control: flow_control::Config::default(),
+            audit: None,
             clock: Clock::system(),
             shutdown_grace: Duration::from_secs(5),
         }
@@ -161,7 +168,14 @@ pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
         proxy_client.proxy_client_certificate.as_deref().zip(proxy_client.proxy_client_key.as_deref());
     let aggregator = aggregation::Aggregator::new(identity, kubelets.tasks.clone())
         .context("the front-proxy client certificate and key")?;
-    let server = Server::new(registry.clone(), kubelets, aggregator);
+    let audit = match &config.audit {
+        Some((policy, log)) => {
+            let policy = audit::Policy::parse(policy).context("--audit-policy-file")?;
+            Some(Arc::new(audit::Audit::new(policy, log.clone()).context("--audit-log-path")?))
+        }
+        None => None,
+    };
+    let server = Server::new(registry.clone(), kubelets, aggregator, &config.flow_control, audit);
     let access = Arc::new(Access(registry.clone()));
     let mut security = config.security.clone();
     security.secure_port = address.port();

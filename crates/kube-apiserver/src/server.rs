@@ -5,21 +5,23 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use crate::aggregation::Aggregator;
+use crate::audit::Audit;
 use crate::discovery::Documents;
+use crate::flow_control::{self, FlowControl};
 use crate::metrics::Metrics;
 use crate::proxy::Kubelets;
 use crate::registry::Registry;
+use crate::registry::access::Access;
 use crate::resource_metrics::ResourceMetrics;
-
-/// Requests in progress that read, as upstream's default.
-const READING_MAX: usize = 400;
-const WRITING_MAX: usize = 200;
 
 pub struct Server {
     pub registry: Arc<Registry>,
     pub metrics: Metrics,
+    /// Limits where priority and fairness is off.
     pub reading: Arc<Semaphore>,
     pub writing: Arc<Semaphore>,
+    pub flow_control: Arc<FlowControl>,
+    pub audit: Option<Arc<Audit>>,
     pub documents: Documents,
     pub kubelets: Kubelets,
     pub aggregator: Aggregator,
@@ -27,12 +29,21 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(registry: Arc<Registry>, kubelets: Kubelets, aggregator: Aggregator) -> Arc<Server> {
+    pub fn new(
+        registry: Arc<Registry>,
+        kubelets: Kubelets,
+        aggregator: Aggregator,
+        limits: &flow_control::Config,
+        audit: Option<Arc<Audit>>,
+    ) -> Arc<Server> {
+        let objects = Arc::new(Access(registry.clone()));
         Arc::new(Server {
             registry,
             metrics: Metrics::default(),
-            reading: Arc::new(Semaphore::new(READING_MAX)),
-            writing: Arc::new(Semaphore::new(WRITING_MAX)),
+            reading: Arc::new(Semaphore::new(limits.reading_max as usize)),
+            writing: Arc::new(Semaphore::new(limits.writing_max as usize)),
+            flow_control: FlowControl::new(limits.clone(), objects),
+            audit,
             documents: Documents::default(),
             kubelets,
             aggregator,

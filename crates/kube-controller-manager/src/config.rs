@@ -79,15 +79,56 @@ impl Config {
     pub(crate) fn enables(&self, name: &str, on_by_default: bool) -> bool {
         let mut star = false;
         for entry in &self.controllers {
-            if entry == name {
+            if canonical(entry) == name {
                 return true;
             }
-            if entry.strip_prefix('-') == Some(name) {
+            if entry.strip_prefix('-').map(canonical) == Some(name) {
                 return false;
             }
             star |= entry == "*";
         }
         star && on_by_default
+    }
+}
+
+/// A controller's name, from that or one of its older ones.
+pub(crate) fn canonical(name: &str) -> &str {
+    match name {
+        "attachdetach" => "persistentvolume-attach-detach-controller",
+        "bootstrapsigner" => "bootstrap-signer-controller",
+        "clusterrole-aggregation" => "clusterrole-aggregation-controller",
+        "cronjob" => "cronjob-controller",
+        "csrapproving" => "certificatesigningrequest-approving-controller",
+        "csrcleaner" => "certificatesigningrequest-cleaner-controller",
+        "csrsigning" => "certificatesigningrequest-signing-controller",
+        "daemonset" => "daemonset-controller",
+        "deployment" => "deployment-controller",
+        "disruption" => "disruption-controller",
+        "endpoint" => "endpoints-controller",
+        "endpointslice" => "endpointslice-controller",
+        "endpointslicemirroring" => "endpointslice-mirroring-controller",
+        "ephemeral-volume" => "ephemeral-volume-controller",
+        "garbagecollector" => "garbage-collector-controller",
+        "horizontalpodautoscaling" => "horizontal-pod-autoscaler-controller",
+        "job" => "job-controller",
+        "namespace" => "namespace-controller",
+        "nodeipam" => "node-ipam-controller",
+        "nodelifecycle" => "node-lifecycle-controller",
+        "persistentvolume-binder" => "persistentvolume-binder-controller",
+        "persistentvolume-expander" => "persistentvolume-expander-controller",
+        "podgc" => "pod-garbage-collector-controller",
+        "pv-protection" => "persistentvolume-protection-controller",
+        "pvc-protection" => "persistentvolumeclaim-protection-controller",
+        "replicaset" => "replicaset-controller",
+        "replicationcontroller" => "replicationcontroller-controller",
+        "resourcequota" => "resourcequota-controller",
+        "root-ca-cert-publisher" => "root-ca-certificate-publisher-controller",
+        "serviceaccount" => "serviceaccount-controller",
+        "statefulset" => "statefulset-controller",
+        "tokencleaner" => "token-cleaner-controller",
+        "ttl" => "ttl-controller",
+        "ttl-after-finished" => "ttl-after-finished-controller",
+        same => same,
     }
 }
 
@@ -196,6 +237,8 @@ mod tests {
             (&["*", "-a"], "a", true, false),
             (&["*", "a"], "a", false, true),
             (&["b"], "a", true, false),
+            (&["*", "tokencleaner"], "token-cleaner-controller", false, true),
+            (&["*", "-csrsigning"], "certificatesigningrequest-signing-controller", true, false),
         ] {
             let config =
                 Config { controllers: list.iter().map(|s| s.to_string()).collect(), ..Config::default() };

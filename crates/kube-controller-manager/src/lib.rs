@@ -1,6 +1,8 @@
 //! kube-controller-manager: one module per controller. Each is a function from what the informers hold to what
 //! should be done, with a thin layer around it that reads keys from a queue and carries the plan out.
 
+mod bootstrap_tokens;
+mod certificates;
 mod clusterroleaggregation;
 mod config;
 mod cronjob;

@@ -21,6 +21,9 @@ pub(crate) struct Context {
     pub(crate) shutdown: CancellationToken,
 }
 
+/// Controllers that run only when they are named.
+const ON_REQUEST: [&str; 2] = ["bootstrap-signer-controller", "token-cleaner-controller"];
+
 type Start = fn(Context) -> BoxFuture<'static, anyhow::Result<()>>;
 
 macro_rules! controllers {
@@ -29,7 +32,7 @@ macro_rules! controllers {
     };
 }
 
-/// Upstream's controller names. All are on by default.
+/// Upstream's controller names. All but those in [`ON_REQUEST`] are on by default.
 const CONTROLLERS: &[(&str, Start)] = controllers! {
     "namespace-controller" => crate::namespace::run,
     "serviceaccount-controller" => crate::serviceaccount::run,
@@ -58,13 +61,18 @@ const CONTROLLERS: &[(&str, Start)] = controllers! {
     "ephemeral-volume-controller" => crate::volumebinder::run_ephemeral,
     "endpoints-controller" => crate::endpoints::run,
     "endpointslice-controller" => crate::endpointslice::run,
+    "certificatesigningrequest-signing-controller" => crate::certificates::signing::run,
+    "certificatesigningrequest-approving-controller" => crate::certificates::approving::run,
+    "certificatesigningrequest-cleaner-controller" => crate::certificates::cleaner::run,
+    "bootstrap-signer-controller" => crate::bootstrap_tokens::run_signer,
+    "token-cleaner-controller" => crate::bootstrap_tokens::run_cleaner,
 };
 
 /// Runs the controllers until `shutdown`; with leader election, while holding the lease. Losing the lease is an
 /// error: whoever runs the process decides whether to start over.
 pub async fn run(mut config: Config, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
     for entry in &config.controllers {
-        let name = entry.trim_start_matches('-');
+        let name = crate::config::canonical(entry.trim_start_matches('-'));
         if name != "*" && !CONTROLLERS.iter().any(|(known, _)| *known == name) {
             tracing::warn!(name, "no controller of this name");
         }
@@ -117,6 +125,8 @@ fn service_account(controller: &'static str) -> &'static str {
         "certificatesigningrequest-signing-controller"
         | "certificatesigningrequest-approving-controller"
         | "certificatesigningrequest-cleaner-controller" => "certificate-controller",
+        "bootstrap-signer-controller" => "bootstrap-signer",
+        "token-cleaner-controller" => "token-cleaner",
         same => same,
     }
 }
@@ -124,7 +134,7 @@ fn service_account(controller: &'static str) -> &'static str {
 async fn run_all(ctx: Context) {
     let mut running = JoinSet::new();
     for (name, start) in CONTROLLERS {
-        if !ctx.config.enables(name, true) {
+        if !ctx.config.enables(name, !ON_REQUEST.contains(name)) {
             continue;
         }
         let ctx = match &ctx.config.credentials {

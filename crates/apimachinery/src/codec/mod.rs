@@ -8,7 +8,7 @@ pub mod json;
 pub mod protobuf;
 mod time;
 mod transcode;
-mod yaml;
+pub mod yaml;
 
 use serde_json::Value;
 

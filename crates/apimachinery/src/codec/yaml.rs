@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::DecodeError;
 
 /// The document as JSON text, and complaints about repeated keys.
-pub(super) fn to_json(bytes: &[u8]) -> Result<(Vec<u8>, Vec<String>), DecodeError> {
+pub fn to_json(bytes: &[u8]) -> Result<(Vec<u8>, Vec<String>), DecodeError> {
     // Clients like to send JSON under YAML's name.
     if bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{')
         && super::json::decode_any(bytes).is_ok()

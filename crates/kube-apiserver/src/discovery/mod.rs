@@ -75,6 +75,7 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
         ["metrics"] => {
             let mut out = String::new();
             server.metrics.render(&mut out);
+            server.flow_control.render(&mut out);
             health::render(server, &mut out);
             Ok(respond::bytes_response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out))
         }

@@ -10,6 +10,7 @@ use apimachinery::status::Status;
 use apimachinery::user::UserInfo;
 use futures::FutureExt;
 use http::{HeaderName, HeaderValue, Method, Request, Response, header};
+use jiff::Timestamp;
 
 use super::body::Body;
 use super::negotiation::{self, Accept};
@@ -27,6 +28,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const QUEUE_TIME_MAX: Duration = Duration::from_secs(15);
 
 static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+static FLOW_SCHEMA: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
+static PRIORITY_LEVEL: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
 
 /// Who sent a request.
 #[derive(Clone, Debug)]
@@ -60,8 +63,10 @@ pub async fn handle(server: &Arc<Server>, request: Request<Body>, caller: Caller
         upgrade,
         warnings: Vec::new(),
         annotations: Default::default(),
+        record: None,
+        flow: None,
     };
-    let answered = AssertUnwindSafe(answer(server, &mut call, caller)).catch_unwind().await;
+    let answered = AssertUnwindSafe(answer(server, &mut call, caller, &audit_id)).catch_unwind().await;
     let result = answered.unwrap_or_else(|panic| {
         let what = panic
             .downcast_ref::<&str>()
@@ -71,19 +76,26 @@ pub async fn handle(server: &Arc<Server>, request: Request<Body>, caller: Caller
         tracing::error!(path = call.uri.path(), panic = what, "a request handler panicked");
         Err(Status::internal("This request caused apiserver to panic. Look in the logs for details."))
     });
-    let mut response = match result {
-        Ok(response) => response,
+    let (mut response, failure) = match result {
+        Ok(response) => (response, None),
         Err(status) => {
             let accept = call.accept(false).unwrap_or_default();
-            respond::status(&status, Accept { view: Default::default(), ..accept })
+            (respond::status(&status, Accept { view: Default::default(), ..accept }), Some(status))
         }
     };
+    if let Some(record) = call.record.take() {
+        response = record.end(response, failure.as_ref(), &call.annotations, is_long(&call.info));
+    }
     if compress {
         response = compression::compress(response);
     }
     let headers = response.headers_mut();
     headers.insert(AUDIT_ID.clone(), audit_id);
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
+    if let Some(ids) = call.flow.take() {
+        headers.insert(FLOW_SCHEMA.clone(), ids.schema);
+        headers.insert(PRIORITY_LEVEL.clone(), ids.level);
+    }
     for warning in &call.warnings {
         if let Ok(value) = HeaderValue::from_str(&warning_value(warning)) {
             headers.append(header::WARNING, value);
@@ -120,7 +132,13 @@ fn warning_value(text: &str) -> String {
     out
 }
 
-async fn answer(server: &Arc<Server>, call: &mut Call, caller: Caller) -> Result<Response<Body>, Status> {
+async fn answer(
+    server: &Arc<Server>,
+    call: &mut Call,
+    caller: Caller,
+    audit_id: &HeaderValue,
+) -> Result<Response<Body>, Status> {
+    let received = Timestamp::now();
     let trusted = matches!(caller, Caller::Known(_));
     let unguarded = is_health(call.uri.path());
     let policy = match server.registry.policy() {
@@ -129,17 +147,47 @@ async fn answer(server: &Arc<Server>, call: &mut Call, caller: Caller) -> Result
         Err(_) if unguarded => return discovery::serve(server, call).await,
         Err(status) => return Err(status),
     };
+    let peer = match &caller {
+        Caller::Wire { peer, .. } => peer.map(|p| p.ip()),
+        Caller::Known(_) => None,
+    };
+    let mut impersonator = None;
     call.user = match caller {
         Caller::Known(user) => user,
         Caller::Wire { certificates, .. } => {
             let credentials = Credentials { headers: &call.headers, peer_certificates: &certificates };
             let user = policy.authenticator.authenticate(credentials).await?;
-            policy.reviews.impersonate(&user, &call.headers).await?.unwrap_or(user)
+            match policy.reviews.impersonate(&user, &call.headers).await? {
+                Some(other) => {
+                    impersonator = Some(user);
+                    other
+                }
+                None => user,
+            }
         }
     };
     call.headers.remove(header::AUTHORIZATION);
+    if let Some(audit) = &server.audit {
+        let id = audit_id.to_str().unwrap_or_default();
+        let (user, other) = match &impersonator {
+            Some(user) => (user, Some(&call.user)),
+            None => (&call.user, None),
+        };
+        let record = audit.begin(id, &call.uri, &call.headers, &call.info, user, other, peer, received);
+        call.record = record.map(Box::new);
+    }
     let long = is_long(&call.info);
-    let _slot = if long || trusted { None } else { Some(slot(server, &call.info).await?) };
+    let (mut _slot, mut _permit) = (None, None);
+    if !long && !trusted {
+        if server.flow_control.is_on() {
+            let objects = objects_of(server, &call.info);
+            let (ids, permit) = server.flow_control.admit(&call.user, &call.info, objects).await;
+            call.flow = ids;
+            _permit = permit?;
+        } else {
+            _slot = Some(slot(server, &call.info).await?);
+        }
+    }
     if let Decision::Deny(reason) = policy.authorizer.authorize(&call.user, &call.info).await
         && !(unguarded && call.user.name == apimachinery::user::ANONYMOUS)
     {
@@ -176,6 +224,16 @@ fn is_health(path: &str) -> bool {
 fn is_long(info: &RequestInfo) -> bool {
     info.verb == "watch"
         || matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy")
+}
+
+/// How many objects a request may have to look at.
+fn objects_of(server: &Server, info: &RequestInfo) -> usize {
+    if info.verb != "list" && info.verb != "deletecollection" {
+        return 1;
+    }
+    let table = server.registry.table.load();
+    let entry = table.find(&info.group, &info.version, &info.resource);
+    entry.and_then(|e| server.registry.cache_of(e).ok()).map_or(1, |cache| cache.len())
 }
 
 async fn slot(server: &Server, info: &RequestInfo) -> Result<tokio::sync::OwnedSemaphorePermit, Status> {

@@ -41,6 +41,9 @@ pub struct Call {
     pub warnings: Vec<String>,
     /// For the audit log.
     pub annotations: std::collections::BTreeMap<String, String>,
+    pub record: Option<Box<crate::audit::Record>>,
+    /// What priority and fairness took the request for.
+    pub flow: Option<crate::flow_control::Ids>,
 }
 
 impl Call {
@@ -49,6 +52,9 @@ impl Call {
             Body::Empty => return Ok(Bytes::new()),
             body => body.collect(BODY_BYTES_MAX).await?,
         };
+        if let Some(record) = self.record.as_mut().filter(|r| r.wants_request()) {
+            record.request_body = Some(limit.clone());
+        }
         Ok(limit)
     }
 

@@ -1,0 +1,24 @@
+//! Certificate requests: who is approved without being asked, what is signed, what is thrown away.
+
+pub(crate) mod approving;
+mod authority;
+pub(crate) mod cleaner;
+mod der;
+mod request;
+pub(crate) mod signing;
+
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+
+pub(crate) const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
+pub(crate) const CLIENT_KUBELET: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+pub(crate) const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
+pub(crate) const LEGACY: &str = "kubernetes.io/legacy-unknown";
+
+fn has_condition(csr: &CertificateSigningRequest, kind: &str) -> bool {
+    let conditions = csr.status.as_ref().and_then(|s| s.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|c| c.type_ == kind && c.status == "True"))
+}
+
+fn is_issued(csr: &CertificateSigningRequest) -> bool {
+    csr.status.as_ref().and_then(|s| s.certificate.as_ref()).is_some_and(|c| !c.0.is_empty())
+}
