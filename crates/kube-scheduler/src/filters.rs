@@ -8,11 +8,13 @@ use crate::pod::{Pod, SpreadConstraint};
 use crate::schedule::Rejection;
 use crate::snapshot::{Snapshot, has_anti_affinity};
 
-/// What is computed once per decision and used for every node.
+/// What is computed once per decision and used for every node. A copy in which pods are moved ([`Context::add_pod`],
+/// [`Context::remove_pod`]) answers what would be if they were.
+#[derive(Clone)]
 pub struct Context<'a> {
     pub snapshot: &'a Snapshot,
     pub terms: PodTerms,
-    /// Per required affinity term: topology value to number of matching pods.
+    /// Per required affinity term: topology value to number of matching pods; none is zero.
     affinity: Vec<HashMap<String, usize>>,
     anti_affinity: Vec<HashMap<String, usize>>,
     /// (topology key, value) where an existing pod's anti-affinity forbids this pod.
@@ -23,6 +25,7 @@ pub struct Context<'a> {
 }
 
 /// Matching pods per topology value, for one hard spread constraint.
+#[derive(Clone)]
 pub struct SpreadCounts {
     pub constraint: SpreadConstraint,
     pub counts: BTreeMap<String, i64>,
@@ -42,48 +45,101 @@ impl<'a> Context<'a> {
     pub fn new(pod: &Pod, snapshot: &'a Snapshot) -> Context<'a> {
         let terms = PodTerms::of(pod);
         let labels = &snapshot.namespace_labels;
-        let mut affinity = vec![HashMap::new(); terms.required.len()];
-        let mut anti_affinity = vec![HashMap::new(); terms.required_anti.len()];
-        let mut forbidden = HashMap::new();
-        let looks_at_pods = !terms.required.is_empty() || !terms.required_anti.is_empty();
-        if looks_at_pods || snapshot.with_anti_affinity > 0 {
+        let self_match = !terms.required.is_empty() && terms.required.iter().all(|t| t.matches(pod, labels));
+        let hard = pod.spread.iter().filter(|c| c.hard);
+        let spread = hard.clone().map(|c| spread_counts(pod, c, snapshot, hard.clone())).collect();
+        let mut context = Context {
+            affinity: vec![HashMap::new(); terms.required.len()],
+            anti_affinity: vec![HashMap::new(); terms.required_anti.len()],
+            forbidden: HashMap::new(),
+            snapshot,
+            terms,
+            self_match,
+            spread,
+        };
+        if context.looks_at_pods() || snapshot.with_anti_affinity > 0 {
             for node in &snapshot.nodes {
                 for other in &node.pods {
-                    for (term, counts) in terms.required.iter().zip(&mut affinity) {
-                        if let Some(value) = node.labels.get(&term.topology_key)
-                            && terms.required.iter().all(|t| t.matches(other, labels))
-                        {
-                            *counts.entry(value.clone()).or_default() += 1;
-                        }
-                    }
-                    for (term, counts) in terms.required_anti.iter().zip(&mut anti_affinity) {
-                        if let Some(value) = node.labels.get(&term.topology_key)
-                            && term.matches(other, labels)
-                        {
-                            *counts.entry(value.clone()).or_default() += 1;
-                        }
-                    }
-                    if snapshot.with_anti_affinity > 0 && has_anti_affinity(other) {
-                        for term in PodTerms::of(other).required_anti {
-                            if let Some(value) = node.labels.get(&term.topology_key)
-                                && term.matches(pod, labels)
-                            {
-                                *forbidden.entry((term.topology_key, value.clone())).or_default() += 1;
-                            }
-                        }
-                    }
+                    context.count_affinity(pod, other, node, true);
                 }
             }
         }
-        let self_match = !terms.required.is_empty() && terms.required.iter().all(|t| t.matches(pod, labels));
-        let spread = pod
-            .spread
-            .iter()
-            .filter(|c| c.hard)
-            .map(|c| spread_counts(pod, c, snapshot, pod.spread.iter().filter(|c| c.hard)))
-            .collect();
-        Context { snapshot, terms, affinity, anti_affinity, forbidden, self_match, spread }
+        context
     }
+
+    fn looks_at_pods(&self) -> bool {
+        !self.terms.required.is_empty() || !self.terms.required_anti.is_empty()
+    }
+
+    /// What if `other` ran on `node`?
+    pub fn add_pod(&mut self, pod: &Pod, other: &Pod, node: &Node) {
+        self.count_affinity(pod, other, node, true);
+        self.count_spread(pod, other, node, 1);
+    }
+
+    /// What if `other` did not run on `node`?
+    pub fn remove_pod(&mut self, pod: &Pod, other: &Pod, node: &Node) {
+        self.count_affinity(pod, other, node, false);
+        self.count_spread(pod, other, node, -1);
+    }
+
+    fn count_affinity(&mut self, pod: &Pod, other: &Pod, node: &Node, add: bool) {
+        let labels = &self.snapshot.namespace_labels;
+        let terms = &self.terms;
+        if !terms.required.is_empty() && terms.required.iter().all(|t| t.matches(other, labels)) {
+            for (term, counts) in terms.required.iter().zip(&mut self.affinity) {
+                if let Some(value) = node.labels.get(&term.topology_key) {
+                    count(counts, value.clone(), add);
+                }
+            }
+        }
+        for (term, counts) in terms.required_anti.iter().zip(&mut self.anti_affinity) {
+            if let Some(value) = node.labels.get(&term.topology_key)
+                && term.matches(other, labels)
+            {
+                count(counts, value.clone(), add);
+            }
+        }
+        if has_anti_affinity(other) {
+            for term in PodTerms::of(other).required_anti {
+                if let Some(value) = node.labels.get(&term.topology_key)
+                    && term.matches(pod, labels)
+                {
+                    count(&mut self.forbidden, (term.topology_key, value.clone()), add);
+                }
+            }
+        }
+    }
+
+    fn count_spread(&mut self, pod: &Pod, other: &Pod, node: &Node, change: i64) {
+        for spread in &mut self.spread {
+            if counts_for(pod, &spread.constraint, other)
+                && let Some(value) = node.labels.get(&spread.constraint.topology_key)
+                && let Some(count) = spread.counts.get_mut(value)
+            {
+                *count += change;
+            }
+        }
+    }
+}
+
+/// One more or one fewer under `key`; a key that counts nothing is not kept.
+fn count<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: K, add: bool) {
+    if add {
+        *counts.entry(key).or_default() += 1;
+    } else if let std::collections::hash_map::Entry::Occupied(mut entry) = counts.entry(key) {
+        *entry.get_mut() -= 1;
+        if *entry.get() == 0 {
+            entry.remove();
+        }
+    }
+}
+
+/// Whether `other` is one of those that a constraint of `pod` wants spread.
+fn counts_for(pod: &Pod, constraint: &SpreadConstraint, other: &Pod) -> bool {
+    !other.deleting
+        && other.namespace == pod.namespace
+        && constraint.selector.matches_with(|k| other.labels.get(k).map(String::as_str))
 }
 
 /// Counts matching pods per topology value over the nodes that take part.
@@ -104,11 +160,7 @@ pub fn spread_counts<'c>(
             continue;
         }
         let Some(value) = node.labels.get(&constraint.topology_key) else { continue };
-        let matching = node.pods.iter().filter(|other| {
-            !other.deleting
-                && other.namespace == pod.namespace
-                && constraint.selector.matches_with(|k| other.labels.get(k).map(String::as_str))
-        });
+        let matching = node.pods.iter().filter(|other| counts_for(pod, constraint, other));
         *counts.entry(value.clone()).or_insert(0) += matching.count() as i64;
     }
     let self_match = constraint.selector.matches_with(|k| pod.labels.get(k).map(String::as_str)).into();
@@ -117,8 +169,24 @@ pub fn spread_counts<'c>(
 
 type Verdict = Result<(), Rejection>;
 
-/// Whether `node` can take `pod`; the first plugin that objects answers.
+/// Whether `node` can take `pod`, with and without the pods of no less priority that are nominated to run there: it
+/// must leave them the room made for them, and may not count on them to come.
 pub fn filter(context: &Context<'_>, pod: &Pod, node: &Node) -> Verdict {
+    let nominated = context.snapshot.nominated_to(&node.name);
+    let mut nominated = nominated.filter(|n| n.priority >= pod.priority && n.uid != pod.uid).peekable();
+    if nominated.peek().is_some() {
+        let (mut context, mut node) = (context.clone(), node.clone());
+        for other in nominated {
+            context.add_pod(pod, other, &node);
+            node.add(other.clone());
+        }
+        plugins(&context, pod, &node)?;
+    }
+    plugins(context, pod, node)
+}
+
+/// The first plugin that objects answers.
+fn plugins(context: &Context<'_>, pod: &Pod, node: &Node) -> Verdict {
     node_unschedulable(pod, node)?;
     node_name(pod, node)?;
     taint_toleration(pod, node)?;

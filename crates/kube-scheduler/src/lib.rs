@@ -1,11 +1,13 @@
 //! The scheduler: finds a node for every pod that has none.
 //!
-//! [`schedule::schedule`] is the decision, pure; [`queue`] says which pod is next; [`scheduler`] is the shell.
+//! [`schedule::schedule`] is the decision and [`preemption::preempt`] the one that follows where no node will do, both
+//! pure; [`queue`] says which pod is next; [`scheduler`] is the shell.
 
 pub mod affinity;
 pub mod filters;
 pub mod node;
 pub mod pod;
+pub mod preemption;
 pub mod queue;
 pub mod schedule;
 mod scheduler;

@@ -122,10 +122,14 @@ pub struct Pod {
     /// Succeeded or Failed: holds nothing on its node.
     pub finished: bool,
     pub deleting: bool,
+    /// Evicted by the scheduler, and perhaps still going.
+    pub preempted: bool,
     pub controller: Option<String>,
     pub started: String,
     /// The PodScheduled condition's reason, when it is False.
     pub unschedulable_reason: String,
+    pub unschedulable_message: String,
+    pub generation: i64,
 }
 
 impl Pod {
@@ -174,6 +178,9 @@ impl Pod {
         nonzero.add(&overhead);
         let scheduled =
             raw.status.conditions.iter().find(|c| c.type_ == "PodScheduled" && c.status == "False");
+        let preempted = raw.status.conditions.iter().any(|c| {
+            c.type_ == "DisruptionTarget" && c.status == "True" && c.reason == "PreemptionByScheduler"
+        });
         let containers = || spec.containers.iter().chain(&spec.init_containers);
         Ok(Pod {
             host_ports: containers()
@@ -202,6 +209,7 @@ impl Pod {
             labels: raw.metadata.labels,
             created: raw.metadata.creation_timestamp,
             deleting: object.attributes.deleting,
+            preempted,
             controller: object.attributes.controller().map(|o| o.uid.to_string()),
             node_name: spec.node_name,
             scheduler_name: spec.scheduler_name,
@@ -217,6 +225,8 @@ impl Pod {
             finished: matches!(raw.status.phase.as_str(), "Succeeded" | "Failed"),
             started: raw.status.start_time,
             unschedulable_reason: scheduled.map(|c| c.reason.clone()).unwrap_or_default(),
+            unschedulable_message: scheduled.map(|c| c.message.clone()).unwrap_or_default(),
+            generation: raw.metadata.generation,
         })
     }
 }
@@ -249,6 +259,7 @@ struct RawMeta {
     uid: String,
     labels: BTreeMap<String, String>,
     creation_timestamp: String,
+    generation: i64,
 }
 
 #[derive(Default, Deserialize)]
@@ -370,4 +381,5 @@ struct RawCondition {
     type_: String,
     status: String,
     reason: String,
+    message: String,
 }

@@ -15,6 +15,29 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// Even if no event suggests it, an unschedulable pod is tried again after this long.
 const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(300);
 
+/// What happened in the cluster, as far as it may make a place for somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A node appeared or offers something else.
+    Node,
+    /// Something on a node was given up.
+    Freed,
+    /// A pod got a node, or other labels.
+    Placed,
+}
+
+impl Event {
+    /// Whether it may help a pod that one of `plugins` refused.
+    fn helps(self, plugins: &BTreeSet<&'static str>) -> bool {
+        plugins.iter().any(|plugin| match *plugin {
+            "InterPodAffinity" | "PodTopologySpread" => true,
+            "SchedulingGates" => false,
+            "NodeResourcesFit" | "NodePorts" => self != Event::Placed,
+            _ => self == Event::Node,
+        }) || plugins.is_empty() && self == Event::Node
+    }
+}
+
 /// Higher priority first, then who came first.
 type Rank = (Reverse<i32>, u64);
 
@@ -23,8 +46,11 @@ enum Place {
     Active(Rank),
     Backoff(Instant),
     Unschedulable(Instant),
-    /// Being decided or bound.
+    /// Being decided or bound, or others are being evicted for it.
     InFlight {
+        /// What happened meanwhile.
+        events: Vec<Event>,
+        /// The pod itself changed.
         changed: bool,
     },
 }
@@ -34,7 +60,11 @@ struct Entry {
     pod: Arc<Pod>,
     attempts: u32,
     arrived: u64,
+    /// When it was last popped.
+    tried: Option<Instant>,
     place: Place,
+    /// The plugins that refused every node.
+    refused_by: BTreeSet<&'static str>,
 }
 
 #[derive(Debug, Default)]
@@ -55,12 +85,22 @@ impl Queue {
                 let arrived = self.arrivals;
                 let rank = (Reverse(pod.priority), arrived);
                 self.active.insert((rank, uid.clone()));
-                self.entries.insert(uid, Entry { pod, attempts: 0, arrived, place: Place::Active(rank) });
+                self.entries.insert(
+                    uid,
+                    Entry {
+                        pod,
+                        attempts: 0,
+                        arrived,
+                        tried: None,
+                        place: Place::Active(rank),
+                        refused_by: BTreeSet::new(),
+                    },
+                );
             }
             Some(entry) => {
                 entry.pod = pod;
                 match &mut entry.place {
-                    Place::InFlight { changed } => *changed |= retry,
+                    Place::InFlight { changed, .. } => *changed |= retry,
                     Place::Unschedulable(_) if retry => {
                         self.leave(&uid);
                         self.activate(&uid);
@@ -113,8 +153,9 @@ impl Queue {
         }
         let (_, uid) = self.active.pop_first()?;
         let entry = self.entries.get_mut(&uid)?;
-        entry.place = Place::InFlight { changed: false };
+        entry.place = Place::InFlight { events: Vec::new(), changed: false };
         entry.attempts += 1;
+        entry.tried = Some(now);
         Some(entry.pod.clone())
     }
 
@@ -123,10 +164,14 @@ impl Queue {
         self.timers.first_key_value().map(|((at, _), ())| *at)
     }
 
-    /// No node would do. The pod waits for an event, or its back-off where one came meanwhile.
-    pub fn unschedulable(&mut self, uid: &str, now: Instant) {
+    /// No node would do, `refused_by` these plugins. The pod waits for an event that may help, or its back-off where
+    /// one came meanwhile.
+    pub fn unschedulable(&mut self, uid: &str, refused_by: BTreeSet<&'static str>, now: Instant) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
-        if matches!(entry.place, Place::InFlight { changed: true }) {
+        entry.refused_by = refused_by;
+        if let Place::InFlight { events, changed } = &entry.place
+            && (*changed || events.iter().any(|event| event.helps(&entry.refused_by)))
+        {
             self.back_off(uid, now);
             return;
         }
@@ -135,21 +180,35 @@ impl Queue {
         self.timers.insert((at, uid.to_owned()), ());
     }
 
-    /// Something went wrong; try again after a while.
+    /// Worth another try once its back-off since the last is over.
     pub fn back_off(&mut self, uid: &str, now: Instant) {
         let Some(entry) = self.entries.get_mut(uid) else { return };
-        let at = now + backoff(entry.attempts);
+        let at = entry.tried.unwrap_or(now) + backoff(entry.attempts);
         entry.place = Place::Backoff(at);
         self.timers.insert((at, uid.to_owned()), ());
     }
 
+    /// Tries a pod at once that waits for something to happen.
+    pub fn retry(&mut self, uid: &str) {
+        match self.entries.get_mut(uid).map(|entry| &mut entry.place) {
+            Some(Place::Unschedulable(_)) => {
+                self.leave(uid);
+                self.activate(uid);
+            }
+            Some(Place::InFlight { changed, .. }) => *changed = true,
+            _ => {}
+        }
+    }
+
     /// The cluster changed so that unschedulable pods may have become schedulable.
-    pub fn cluster_changed(&mut self, now: Instant) {
+    pub fn cluster_changed(&mut self, event: Event, now: Instant) {
         let waiting: Vec<(Instant, String)> = self
             .timers
             .keys()
             .filter(|(_, uid)| {
-                matches!(self.entries.get(uid), Some(Entry { place: Place::Unschedulable(_), .. }))
+                self.entries.get(uid).is_some_and(|entry| {
+                    matches!(entry.place, Place::Unschedulable(_)) && event.helps(&entry.refused_by)
+                })
             })
             .cloned()
             .collect();
@@ -159,8 +218,10 @@ impl Queue {
             self.back_off(&uid, now);
         }
         for entry in self.entries.values_mut() {
-            if let Place::InFlight { changed } = &mut entry.place {
-                *changed = true;
+            if let Place::InFlight { events, .. } = &mut entry.place
+                && !events.contains(&event)
+            {
+                events.push(event);
             }
         }
     }
@@ -168,4 +229,48 @@ impl Queue {
 
 fn backoff(attempts: u32) -> Duration {
     BACKOFF_FIRST.saturating_mul(1 << attempts.saturating_sub(1).min(5)).min(BACKOFF_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(refused_by: &[&'static str]) -> (Queue, Instant) {
+        let mut queue = Queue::default();
+        let now = Instant::now();
+        queue.put(Arc::new(Pod { uid: "a".into(), ..Pod::default() }), true);
+        assert_eq!(queue.pop(now).map(|p| p.uid.clone()), Some("a".into()));
+        queue.unschedulable("a", refused_by.iter().copied().collect(), now);
+        (queue, now)
+    }
+
+    #[test]
+    fn only_what_may_help_wakes_a_pod() {
+        let cases: &[(&[&'static str], Event, bool)] = &[
+            (&["NodeResourcesFit"], Event::Freed, true),
+            (&["NodeResourcesFit"], Event::Placed, false),
+            (&["NodeResourcesFit", "InterPodAffinity"], Event::Placed, true),
+            (&["NodeAffinity"], Event::Freed, false),
+            (&["NodeAffinity"], Event::Node, true),
+            (&["NodePorts"], Event::Freed, true),
+            (&[], Event::Node, true),
+            (&[], Event::Freed, false),
+        ];
+        for (plugins, event, wakes) in cases {
+            let (mut queue, now) = waiting(plugins);
+            queue.cluster_changed(*event, now);
+            let soon = queue.deadline().is_some_and(|at| at <= now + BACKOFF_MAX);
+            assert_eq!(soon, *wakes, "{plugins:?} {event:?}");
+        }
+    }
+
+    #[test]
+    fn what_happened_in_flight_counts() {
+        let (mut queue, now) = waiting(&["NodeResourcesFit"]);
+        queue.retry("a");
+        assert!(queue.pop(now).is_some());
+        queue.cluster_changed(Event::Freed, now);
+        queue.unschedulable("a", ["NodeResourcesFit"].into(), now);
+        assert!(queue.deadline().is_some_and(|at| at <= now + BACKOFF_MAX));
+    }
 }

@@ -80,6 +80,13 @@ pub fn schedule(pod: &Pod, snapshot: &Snapshot, tie: u64) -> Decision {
     let mut feasible: Vec<usize> = Vec::new();
     let mut rejections = Vec::new();
     let mut nodes = 0;
+    // Others were evicted there for this pod.
+    if let Some(nominated) = snapshot.nomination(&pod.uid).and_then(|name| snapshot.node(name))
+        && nominated.known
+        && filters::filter(&context, pod, nominated).is_ok()
+    {
+        return Decision::Node(nominated.name.clone());
+    }
     for (i, node) in snapshot.nodes.iter().enumerate().filter(|(_, n)| n.known) {
         nodes += 1;
         match filters::filter(&context, pod, node) {

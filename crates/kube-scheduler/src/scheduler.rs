@@ -8,7 +8,7 @@ use apimachinery::object::Encoded;
 use client::{Client, Delta, EventRecorder, Resource, Selection};
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod as ApiPod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::{Notify, Semaphore};
@@ -17,11 +17,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::pod::Pod;
-use crate::queue::Queue;
+use crate::preemption::{Budget, Candidate, Preemption, preempt};
+use crate::queue::{Event, Queue};
 use crate::schedule::{Decision, Unschedulable, schedule};
 use crate::snapshot::Snapshot;
 
 const BINDINGS_MAX: usize = 64;
+/// No event of the cluster opens a gate.
+const GATED: [&str; 1] = ["SchedulingGates"];
 
 #[derive(Default)]
 struct Shared {
@@ -35,6 +38,8 @@ struct State {
     queue: Queue,
     /// Pods given a node that the API does not show yet.
     assumed: HashMap<String, String>,
+    /// By key.
+    budgets: HashMap<String, Budget>,
     scheduler_name: String,
 }
 
@@ -51,16 +56,28 @@ impl State {
             self.pod_gone(&pod.uid);
         } else if !pod.node_name.is_empty() {
             self.queue.remove(&pod.uid);
-            let was_assumed = self.assumed.remove(&pod.uid).is_some();
+            self.assumed.remove(&pod.uid);
+            self.snapshot.forget_nomination(&pod.uid);
+            let old = old.and_then(|o| Pod::decode(o).ok()).filter(|old| !old.node_name.is_empty());
+            let event = match &old {
+                None => Some(Event::Placed),
+                Some(old) if old.requests != pod.requests => Some(Event::Freed),
+                Some(old) => (old.labels != pod.labels).then_some(Event::Placed),
+            };
             self.snapshot.place(pod);
-            if !was_assumed {
-                self.queue.cluster_changed(Instant::now());
+            if let Some(event) = event {
+                self.queue.cluster_changed(event, Instant::now());
             }
         } else if pod.deleting {
-            self.queue.remove(&pod.uid);
+            self.pod_gone(&pod.uid);
         } else if pod.scheduler_name == self.scheduler_name && !self.assumed.contains_key(&pod.uid) {
+            let old = old.and_then(|o| Pod::decode(o).ok());
+            // What was decided here may not have reached the API yet; only a change there overrules it.
+            if old.as_ref().is_none_or(|old| old.nominated_node != pod.nominated_node) {
+                self.snapshot.nominate(pod.clone(), &pod.nominated_node);
+            }
             // What the scheduler itself writes to the status is no reason to try again.
-            let retry = old.and_then(|o| Pod::decode(o).ok()).is_none_or(|old| {
+            let retry = old.is_none_or(|old| {
                 old.labels != pod.labels
                     || old.gates != pod.gates
                     || old.tolerations != pod.tolerations
@@ -73,7 +90,9 @@ impl State {
     /// The binding failed: the pod is where it was before, unless it is gone.
     fn not_bound(&mut self, uid: &str, gone: bool) {
         self.assumed.remove(uid);
-        self.snapshot.displace(uid);
+        if self.snapshot.displace(uid) {
+            self.queue.cluster_changed(Event::Freed, Instant::now());
+        }
         if gone {
             self.queue.remove(uid);
         } else {
@@ -84,10 +103,70 @@ impl State {
     fn pod_gone(&mut self, uid: &str) {
         self.queue.remove(uid);
         self.assumed.remove(uid);
-        if self.snapshot.displace(uid) {
-            self.queue.cluster_changed(Instant::now());
+        let had_room = self.snapshot.displace(uid);
+        if self.snapshot.forget_nomination(uid) || had_room {
+            self.queue.cluster_changed(Event::Freed, Instant::now());
         }
     }
+
+    fn decide(&mut self, pod: &Arc<Pod>) -> Outcome {
+        let mut why = match schedule(pod, &self.snapshot, rand::random()) {
+            Decision::Node(node) => {
+                let assumed = Pod { node_name: node.clone(), ..(**pod).clone() };
+                self.snapshot.forget_nomination(&pod.uid);
+                self.snapshot.place(Arc::new(assumed));
+                self.assumed.insert(pod.uid.clone(), node.clone());
+                return Outcome::Bind(node);
+            }
+            Decision::Unschedulable(why) => why,
+        };
+        let refused_by = why.plugins();
+        if why.nodes == 0 {
+            self.queue.unschedulable(&pod.uid, refused_by, Instant::now());
+            return Outcome::Wait { why, nominated: None };
+        }
+        let budgets: Vec<Budget> = self.budgets.values().cloned().collect();
+        match preempt(pod, &self.snapshot, &why, &budgets, rand::random()) {
+            Preemption::Evict(candidate) => {
+                // Those of less priority may find another place sooner than this one.
+                let lesser = self.snapshot.nominated_to(&candidate.node);
+                let displaced: Vec<_> = lesser.filter(|p| p.priority < pod.priority).cloned().collect();
+                for other in &displaced {
+                    self.snapshot.forget_nomination(&other.uid);
+                    self.queue.retry(&other.uid);
+                }
+                self.snapshot.nominate(pod.clone(), &candidate.node);
+                Outcome::Evict { why, candidate, displaced }
+            }
+            Preemption::NotEligible(reason) => {
+                self.queue.unschedulable(&pod.uid, refused_by, Instant::now());
+                why.preemption = format!("preemption: {reason}");
+                Outcome::Wait { why, nominated: None }
+            }
+            Preemption::NoHelp(reason) => {
+                self.queue.unschedulable(&pod.uid, refused_by, Instant::now());
+                self.snapshot.forget_nomination(&pod.uid);
+                why.preemption = format!("preemption: {reason}");
+                Outcome::Wait { why, nominated: Some(String::new()) }
+            }
+        }
+    }
+}
+
+/// What became of one attempt.
+enum Outcome {
+    Bind(String),
+    /// `nominated` is the node to tell of, empty for none any more.
+    Wait {
+        why: Unschedulable,
+        nominated: Option<String>,
+    },
+    /// Others go so that the pod may come; `displaced` lose the room that was made for them.
+    Evict {
+        why: Unschedulable,
+        candidate: Candidate,
+        displaced: Vec<Arc<Pod>>,
+    },
 }
 
 /// Runs until `shutdown`.
@@ -109,7 +188,7 @@ pub async fn run(scheduler_name: String, client: Client, shutdown: CancellationT
                     }
                 }
             }
-            state.queue.cluster_changed(Instant::now());
+            state.queue.cluster_changed(Event::Node, Instant::now());
             shared.wake.notify_one();
         });
     }
@@ -122,8 +201,24 @@ pub async fn run(scheduler_name: String, client: Client, shutdown: CancellationT
             shared.state.lock().snapshot.namespace_labels.insert(object.name().to_owned(), labels);
         });
     }
+    let budgets =
+        client.raw_informer(Resource::new("policy", "v1", "poddisruptionbudgets"), Selection::all());
+    {
+        let shared = shared.clone();
+        budgets.subscribe(move |delta| {
+            let mut state = shared.state.lock();
+            match delta {
+                Delta::Deleted(object) => drop(state.budgets.remove(&object.key())),
+                Delta::Added(object) | Delta::Updated { new: object, .. } => match Budget::decode(object) {
+                    Ok(budget) => drop(state.budgets.insert(object.key(), budget)),
+                    Err(error) => tracing::warn!(budget = object.key(), %error, "cannot be read"),
+                },
+            }
+        });
+    }
     nodes.synced().await;
     namespaces.synced().await;
+    budgets.synced().await;
     {
         let shared = shared.clone();
         pods.subscribe(move |delta| {
@@ -183,44 +278,53 @@ impl Scheduler {
         if !pod.gates.is_empty() {
             let message = format!("Scheduling is blocked due to non-empty scheduling gates: {:?}", pod.gates);
             let this = self.teller();
-            self.shared.state.lock().queue.unschedulable(&pod.uid, Instant::now());
+            self.shared.state.lock().queue.unschedulable(&pod.uid, GATED.into(), Instant::now());
             tasks.spawn(async move {
-                this.condition(&pod, "SchedulingGated", &message).await;
+                this.condition(&pod, "SchedulingGated", &message, None).await;
                 drop(permit);
             });
             return;
         }
-        let decision = {
+        let outcome = {
             let mut state = self.shared.state.lock();
             if !state.queue.contains(&pod.uid) {
                 return;
             }
-            let decision = schedule(&pod, &state.snapshot, rand::random());
-            match &decision {
-                Decision::Node(node) => {
-                    let assumed = Pod { node_name: node.clone(), ..(*pod).clone() };
-                    state.snapshot.place(Arc::new(assumed));
-                    state.assumed.insert(pod.uid.clone(), node.clone());
-                }
-                Decision::Unschedulable(_) => state.queue.unschedulable(&pod.uid, Instant::now()),
-            }
-            decision
+            state.decide(&pod)
         };
         let this = self.teller();
         let shared = self.shared.clone();
         tasks.spawn(async move {
-            match decision {
-                Decision::Node(node) => {
+            match outcome {
+                Outcome::Bind(node) => {
                     if let Err(error) = this.bind(&pod, &node).await {
                         let gone = matches!(&error, kube::Error::Api(s) if s.code == 404);
                         shared.state.lock().not_bound(&pod.uid, gone);
                         shared.wake.notify_one();
                         if !gone {
-                            this.failed(&pod, "SchedulerError", &format!("binding rejected: {error}")).await;
+                            let message = format!("binding rejected: {error}");
+                            this.failed(&pod, "SchedulerError", &message, None).await;
                         }
                     }
                 }
-                Decision::Unschedulable(why) => this.unschedulable(&pod, why).await,
+                Outcome::Wait { why, nominated } => {
+                    this.unschedulable(&pod, &why, nominated.as_deref()).await
+                }
+                Outcome::Evict { why, candidate, displaced } => {
+                    this.unschedulable(&pod, &why, Some(&candidate.node)).await;
+                    for other in displaced {
+                        this.nominate(&other, "").await;
+                    }
+                    let evicted = this.evict(&pod, &candidate).await;
+                    let mut state = shared.state.lock();
+                    // Until here the pod was in flight, so that it did not look for more victims.
+                    match evicted {
+                        Ok(()) => state.queue.unschedulable(&pod.uid, why.plugins(), Instant::now()),
+                        Err(_) => state.queue.back_off(&pod.uid, Instant::now()),
+                    }
+                    drop(state);
+                    shared.wake.notify_one();
+                }
             }
             drop(permit);
         });
@@ -260,29 +364,79 @@ impl Teller {
         Ok(())
     }
 
-    async fn unschedulable(&self, pod: &Pod, why: Unschedulable) {
-        self.failed(pod, "Unschedulable", &why.message()).await;
+    async fn unschedulable(&self, pod: &Pod, why: &Unschedulable, nominated: Option<&str>) {
+        self.failed(pod, "Unschedulable", &why.message(), nominated).await;
     }
 
-    async fn failed(&self, pod: &Pod, reason: &str, message: &str) {
+    async fn failed(&self, pod: &Pod, reason: &str, message: &str, nominated: Option<&str>) {
         self.recorder.warning(&reference(pod), "FailedScheduling", message);
-        self.condition(pod, reason, message).await;
+        self.condition(pod, reason, message, nominated).await;
     }
 
-    async fn condition(&self, pod: &Pod, reason: &str, message: &str) {
-        let now = apimachinery::clock::Clock::system().now_rfc3339();
-        let patch = json!({"status": {"conditions": [{
-            "type": "PodScheduled", "status": "False", "reason": reason, "message": message,
-            "lastProbeTime": null, "lastTransitionTime": now,
-        }]}});
-        let pods = self.client.namespaced::<ApiPod>(&pod.namespace);
-        if pod.unschedulable_reason == reason {
+    /// Writes why the pod has no node and, if that changed, which one is meant for it.
+    async fn condition(&self, pod: &Pod, reason: &str, message: &str, nominated: Option<&str>) {
+        let mut status = json!({});
+        if pod.unschedulable_reason != reason || pod.unschedulable_message != message {
+            let mut condition = json!({
+                "type": "PodScheduled", "status": "False", "reason": reason, "message": message,
+                "lastProbeTime": null, "observedGeneration": pod.generation,
+            });
+            if pod.unschedulable_reason.is_empty() {
+                condition["lastTransitionTime"] = apimachinery::clock::Clock::system().now_rfc3339().into();
+            }
+            status["conditions"] = json!([condition]);
+        }
+        if let Some(node) = nominated.filter(|node| *node != pod.nominated_node) {
+            status["nominatedNodeName"] = (!node.is_empty()).then_some(node).into();
+        }
+        self.patch_status(pod, status).await;
+    }
+
+    async fn nominate(&self, pod: &Pod, node: &str) {
+        self.patch_status(pod, json!({"nominatedNodeName": (!node.is_empty()).then_some(node)})).await;
+    }
+
+    async fn patch_status(&self, pod: &Pod, status: serde_json::Value) {
+        if status.as_object().is_none_or(serde_json::Map::is_empty) {
             return;
         }
-        let outcome = pods.patch_status(&pod.name, &PatchParams::default(), &Patch::Strategic(patch)).await;
-        if let Err(error) = outcome {
-            tracing::debug!(pod = pod.key(), %error, "could not write the PodScheduled condition");
+        let pods = self.client.namespaced::<ApiPod>(&pod.namespace);
+        let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid}, "status": status}));
+        if let Err(error) = pods.patch_status(&pod.name, &PatchParams::default(), &patch).await {
+            tracing::debug!(pod = pod.key(), %error, "could not write the status");
         }
+    }
+
+    /// Marks and deletes all victims; the least important go first and the attempt ends with the first failure.
+    async fn evict(&self, pod: &Pod, candidate: &Candidate) -> Result<(), kube::Error> {
+        for victim in candidate.victims.iter().rev().filter(|victim| !victim.deleting) {
+            match self.evict_one(pod, victim).await {
+                Ok(()) => {
+                    let message = format!("Preempted by pod {} on node {}", pod.uid, candidate.node);
+                    self.recorder.normal(&reference(victim), "Preempted", message);
+                }
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => {
+                    tracing::warn!(pod = pod.key(), victim = victim.key(), %error, "could not be preempted");
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn evict_one(&self, pod: &Pod, victim: &Pod) -> Result<(), kube::Error> {
+        let pods = self.client.namespaced::<ApiPod>(&victim.namespace);
+        let message = format!("{}: preempting to accommodate a higher priority pod", pod.scheduler_name);
+        let patch = json!({"metadata": {"uid": victim.uid}, "status": {"conditions": [{
+            "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": message,
+            "lastProbeTime": null, "lastTransitionTime": apimachinery::clock::Clock::system().now_rfc3339(),
+            "observedGeneration": victim.generation,
+        }]}});
+        pods.patch_status(&victim.name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        let same = Preconditions { uid: Some(victim.uid.clone()), ..Preconditions::default() };
+        let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
+        pods.delete(&victim.name, &params).await.map(drop)
     }
 }
 

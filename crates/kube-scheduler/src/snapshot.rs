@@ -17,11 +17,37 @@ pub struct Snapshot {
     /// Pods on nodes that have required anti-affinity, by node index: every decision must look at these.
     pub with_anti_affinity: usize,
     pub namespace_labels: BTreeMap<String, BTreeMap<String, String>>,
+    /// Pods that others are evicted for, until they are placed, and the node that is meant for each.
+    nominated: Vec<(String, Arc<Pod>)>,
 }
 
 impl Snapshot {
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.by_name.get(name).map(|i| &self.nodes[*i])
+    }
+
+    /// The pods meant to run on a node once there is room for them.
+    pub fn nominated_to(&self, node: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        self.nominated.iter().filter(move |(name, _)| name == node).map(|(_, pod)| pod)
+    }
+
+    pub fn nomination(&self, uid: &str) -> Option<&str> {
+        self.nominated.iter().find(|(_, pod)| pod.uid == uid).map(|(node, _)| node.as_str())
+    }
+
+    /// Means `pod` for `node`, or for none if that is empty.
+    pub fn nominate(&mut self, pod: Arc<Pod>, node: &str) {
+        self.nominated.retain(|(_, other)| other.uid != pod.uid);
+        if !node.is_empty() {
+            self.nominated.push((node.to_owned(), pod));
+        }
+    }
+
+    /// The pod was placed or is gone.
+    pub fn forget_nomination(&mut self, uid: &str) -> bool {
+        let before = self.nominated.len();
+        self.nominated.retain(|(_, other)| other.uid != uid);
+        self.nominated.len() < before
     }
 
     pub fn known_nodes(&self) -> usize {
