@@ -1,7 +1,7 @@
 //! The three patch formats that need no knowledge of owners: JSON patch (RFC 6902), merge patch (RFC 7386) and
 //! strategic merge patch. Server-side apply is in [`crate::managed_fields`].
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::codec::{self, MediaType};
 use crate::schema::{Field, Kind, ListType, Schema};
@@ -194,12 +194,13 @@ fn merge_list(
     };
     let items = field.schema.items();
     if !items.is_some_and(|s| matches!(s.kind, Kind::Object(_))) {
-        for value in patch {
-            if !current.contains(&value) {
-                current.push(value);
+        let before = current.clone();
+        for value in &patch {
+            if !current.contains(value) {
+                current.push(value.clone());
             }
         }
-        return Ok(current);
+        return Ok(reorder(current, &patch, &before, ""));
     }
     let key = field.patch_merge_key;
     let directive = |v: &Value| v.get("$patch").and_then(Value::as_str).map(str::to_owned);
@@ -213,6 +214,10 @@ fn merge_list(
             })
             .collect());
     }
+    let ids = |list: &[Value]| -> Vec<Value> {
+        list.iter().filter_map(|v| Some(json!({key: v.get(key)?}))).collect()
+    };
+    let (order, before) = (ids(&patch), ids(&current));
     for element in patch {
         let Value::Object(mut element) = element else {
             return Err(unprocessable());
@@ -243,7 +248,8 @@ fn merge_list(
             }
         }
     }
-    Ok(current)
+    // What the patch adds comes before what it does not name, as upstream has it.
+    Ok(reorder(current, &order, &before, key))
 }
 
 /// Sorts what `order` names as it says; the rest stays where the server had it relative to the others.
@@ -332,7 +338,7 @@ mod tests {
             (
                 json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["f"], "finalizers": ["h"]}}),
                 "/metadata/finalizers",
-                json!(["g", "h"]),
+                json!(["h", "g"]),
             ),
             (
                 json!({"spec": {"nodeSelector": {"$patch": "replace", "q": "r"}}}),
@@ -342,8 +348,9 @@ mod tests {
             (
                 json!({"spec": {"containers": [{"name": "a", "args": ["y"], "ports": [{"containerPort": 81}]}]}}),
                 "/spec/containers/0",
-                json!({"name": "a", "image": "1", "args": ["y"], "ports": [{"containerPort": 80}, {"containerPort": 81}]}),
+                json!({"name": "a", "image": "1", "args": ["y"], "ports": [{"containerPort": 81}, {"containerPort": 80}]}),
             ),
+            (json!({"spec": {"containers": [{"name": "c"}]}}), "/spec/containers/0/name", json!("c")),
             (
                 json!({"spec": {"affinity": {"nodeAffinity": null, "podAffinity": {}}}}),
                 "/spec/affinity",

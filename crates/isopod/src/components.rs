@@ -58,6 +58,9 @@ pub async fn run(component: Component) -> Result<()> {
             let client = connect(flags.kubeconfig.as_deref(), "kubelet").await?;
             let mut config = kubelet::Config::new(host_name()?, "/var/lib/isopod", "/run/isopod");
             flags.apply(&mut config)?;
+            if config.container_runtime_endpoint.is_none() {
+                config.on_runtime_ready = Some(crate::pause::importer());
+            }
             Box::pin(kubelet::run(config, client, shutdown)).await
         }
         Component::KubeProxy(flags) if flags.cleanup => kube_proxy::cleanup().await,

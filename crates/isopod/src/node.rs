@@ -1,8 +1,6 @@
 //! The node's components: kubelet with its runtime, kube-proxy, flannel, cluster DNS.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::Result;
 use apimachinery::user::SYSTEM_MASTERS;
@@ -12,7 +10,7 @@ use crate::pki::{Pki, Subject};
 use crate::server::{component, service_account_clients};
 use crate::settings::ServerFlags;
 use crate::supervisor::Supervisor;
-use crate::{addons, images, pause};
+use crate::{addons, pause};
 
 pub fn start(
     components: &mut Supervisor,
@@ -61,12 +59,7 @@ pub fn start(
     config.client_ca_file = Some(pki.path("ca.crt"));
     config.tls = Some((pki.path("kubelet.crt"), pki.path("kubelet.key")));
     if flags.pod_infra_container_image.is_none() {
-        config.on_runtime_ready = Some(Arc::new(|endpoint: String| {
-            Box::pin(async move {
-                let socket = PathBuf::from(endpoint.strip_prefix("unix://").unwrap_or(&endpoint));
-                images::ensure(&socket, pause::IMAGE, pause::image).await
-            })
-        }));
+        config.on_runtime_ready = Some(pause::importer());
     }
     let client = component(local, &user, &organizations, "kubelet");
     components

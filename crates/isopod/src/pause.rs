@@ -1,11 +1,26 @@
 //! The sandbox image: a program that only waits, holding a pod's namespaces. It is 300 bytes, so Isopod carries it
 //! and needs no registry for it.
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use oci_image::{Image, RunConfig};
 
+use crate::images;
+
 /// The name under which the image is imported.
 pub const IMAGE: &str = "isopod.local/pause:1";
+
+/// Gives a kubelet's own runtime the image before the first pod needs it.
+pub fn importer() -> kubelet::RuntimeReady {
+    Arc::new(|endpoint: String| {
+        Box::pin(async move {
+            let socket = PathBuf::from(endpoint.strip_prefix("unix://").unwrap_or(&endpoint));
+            images::ensure(&socket, IMAGE, image).await
+        })
+    })
+}
 
 /// x86-64: ignore SIGCHLD, so that the kernel reaps what is re-parented to process 1 of a shared namespace; then
 /// pause for ever. As process 1 it is stopped by SIGKILL, which is what runtimes send to sandboxes.

@@ -134,6 +134,8 @@ impl ServerFlags {
             "host-gw" => flannel::Backend::HostGw,
             other => bail!("--flannel-backend {other}: choose vxlan or host-gw"),
         };
+        // A node's address names the network in which the others find it.
+        config.iface = self.node_ip.map(|address| address.to_string());
         config.cni_bin_dir = self.data_dir.join("cni/bin");
         config.cni_conf_dir = self.data_dir.join("cni/net.d");
         config.cni_state_dir = self.data_dir.join("cni");

@@ -55,6 +55,7 @@ const CONTROLLERS: &[(&str, Start)] = controllers! {
     "clusterrole-aggregation-controller" => crate::clusterroleaggregation::run,
     "persistentvolumeclaim-protection-controller" => crate::volumeprotection::run_claims,
     "persistentvolume-protection-controller" => crate::volumeprotection::run_volumes,
+    "volumeattributesclass-protection-controller" => crate::volumeprotection::run_attributes_classes,
     "endpointslice-mirroring-controller" => crate::endpointslicemirroring::run,
     "service-cidr-controller" => crate::servicecidrs::run,
     "persistentvolume-binder-controller" => crate::volumebinder::run,

@@ -1,11 +1,12 @@
-//! persistentvolumeclaim-protection-controller and persistentvolume-protection-controller: volumes and claims in use
-//! outlive their deletion.
+//! persistentvolumeclaim-protection-controller, persistentvolume-protection-controller and
+//! volumeattributesclass-protection-controller: claims, volumes and classes in use outlive their deletion.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use client::{Delta, Informer, WorkQueue, run_workers};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::api::PostParams;
 
 use crate::Context;
@@ -14,6 +15,7 @@ use crate::support::pods;
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
+const CLASS: &str = "kubernetes.io/vac-protection";
 
 /// What the finalizers should be, unless they are: present while the object lives, absent once it may go.
 fn plan(finalizers: &[String], ours: &str, deleting: bool, in_use: bool) -> Option<Vec<String>> {
@@ -115,6 +117,76 @@ pub(crate) async fn run_volumes(ctx: Context) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The attributes classes a claim has, had or is to have.
+fn classes_of_claim(claim: &PersistentVolumeClaim) -> Vec<String> {
+    let status = claim.status.as_ref();
+    let wanted = claim.spec.as_ref().and_then(|s| s.volume_attributes_class_name.clone());
+    let current = status.and_then(|s| s.current_volume_attributes_class_name.clone());
+    let target =
+        status.and_then(|s| s.modify_volume_status.as_ref()?.target_volume_attributes_class_name.clone());
+    [wanted, current, target].into_iter().flatten().filter(|name| !name.is_empty()).collect()
+}
+
+fn class_of_volume(volume: &PersistentVolume) -> Option<String> {
+    volume.spec.as_ref()?.volume_attributes_class_name.clone().filter(|name| !name.is_empty())
+}
+
+pub(crate) async fn run_attributes_classes(ctx: Context) -> anyhow::Result<()> {
+    let classes: Informer<VolumeAttributesClass> = ctx.client.informer();
+    let claims: Informer<PersistentVolumeClaim> = ctx.client.informer();
+    let volumes: Informer<PersistentVolume> = ctx.client.informer();
+    let queue = WorkQueue::<String>::new();
+    let q = queue.clone();
+    classes.subscribe(move |delta| {
+        if !matches!(delta, Delta::Deleted(_)) {
+            q.add(delta.key());
+        }
+    });
+    classes.synced().await;
+    // Who let go of a class may have been the last.
+    let (q, known, decoder) = (queue.clone(), classes.clone(), claims.clone());
+    claims.subscribe(move |delta| {
+        let before = match delta {
+            Delta::Added(_) => return,
+            Delta::Updated { old, .. } | Delta::Deleted(old) => old,
+        };
+        if !known.is_empty() {
+            decoder.decode(before).iter().flat_map(classes_of_claim).for_each(|name| q.add(name));
+        }
+    });
+    claims.synced().await;
+    let (q, known, decoder) = (queue.clone(), classes.clone(), volumes.clone());
+    volumes.subscribe(move |delta| {
+        let before = match delta {
+            Delta::Added(_) => return,
+            Delta::Updated { old, .. } | Delta::Deleted(old) => old,
+        };
+        if !known.is_empty() {
+            decoder.decode(before).iter().filter_map(class_of_volume).for_each(|name| q.add(name));
+        }
+    });
+    volumes.synced().await;
+    run_workers(queue, 1, ctx.shutdown.clone(), move |name| {
+        let (ctx, classes, claims, volumes) = (ctx.clone(), classes.clone(), claims.clone(), volumes.clone());
+        async move {
+            let Some(mut class) = classes.get_typed("", &name) else { return Ok(None) };
+            let deleting = class.metadata.deletion_timestamp.is_some();
+            let in_use = deleting
+                && (volumes.list_typed(None).iter().any(|v| class_of_volume(v).as_ref() == Some(&name))
+                    || claims.list_typed(None).iter().any(|c| classes_of_claim(c).contains(&name)));
+            let finalizers = class.metadata.finalizers.clone().unwrap_or_default();
+            if let Some(wanted) = plan(&finalizers, CLASS, deleting, in_use) {
+                class.metadata.finalizers = Some(wanted);
+                let api = ctx.client.all::<VolumeAttributesClass>();
+                api.replace(&name, &PostParams::default(), &class).await.ignore_not_found()?;
+            }
+            Ok::<_, kube::Error>(None::<Duration>)
+        }
+    })
+    .await;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,5 +203,16 @@ mod tests {
         ] {
             assert_eq!(plan(&present, CLAIM, deleting, in_use), want);
         }
+    }
+
+    #[test]
+    fn claims_hold_the_classes_they_pass_through() {
+        let claim: PersistentVolumeClaim = serde_json::from_value(serde_json::json!({
+            "spec": {"volumeAttributesClassName": "new"},
+            "status": {"currentVolumeAttributesClassName": "old",
+                "modifyVolumeStatus": {"status": "InProgress", "targetVolumeAttributesClassName": "next"}}}))
+        .unwrap();
+        assert_eq!(classes_of_claim(&claim), ["new", "old", "next"]);
+        assert!(classes_of_claim(&PersistentVolumeClaim::default()).is_empty());
     }
 }

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use super::body::Body;
 use super::negotiation::{self, Accept};
 use super::request_info::{self, Query};
-use super::{compression, respond};
+use super::{compression, respond, websocket};
 use crate::discovery;
 use crate::registry::handler::{self, Call};
 use crate::seams::{Credentials, Decision, RequestInfo};
@@ -86,7 +86,17 @@ pub async fn handle(server: &Arc<Server>, request: Request<Body>, caller: Caller
     if let Some(record) = call.record.take() {
         response = record.end(response, failure.as_ref(), &call.annotations, is_long(&call.info));
     }
-    if compress {
+    let streams = call.info.verb == "watch" || call.info.resource == "pods" && call.info.subresource == "log";
+    if streams
+        && response.status().is_success()
+        && websocket::asked_for(&call.headers)
+        && let Some(upgrade) = call.upgrade.take()
+    {
+        let (tasks, ending) = (&server.kubelets.tasks, server.registry.ending.clone());
+        let watch = call.info.verb == "watch";
+        response = websocket::carry(&call.headers, upgrade, response, watch, tasks, ending)
+            .unwrap_or_else(|status| respond::status(&status, Accept::default()));
+    } else if compress {
         response = compression::compress(response);
     }
     let headers = response.headers_mut();

@@ -7,5 +7,6 @@ pub mod filters;
 pub mod negotiation;
 pub mod request_info;
 pub mod respond;
+mod websocket;
 
 pub use body::Body;
