@@ -62,7 +62,10 @@ impl State {
             let event = match &old {
                 None => Some(Event::Placed),
                 Some(old) if old.requests != pod.requests => Some(Event::Freed),
-                Some(old) => (old.labels != pod.labels).then_some(Event::Placed),
+                // Who is going no longer counts where pods are to be spread.
+                Some(old) => {
+                    (old.labels != pod.labels || old.deleting != pod.deleting).then_some(Event::Placed)
+                }
             };
             self.snapshot.place(pod);
             if let Some(event) = event {
