@@ -12,6 +12,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use storage::{Error, Revision};
 
+use crate::cleaner::SYNC_BYTES;
 use crate::command::{put_alarm, put_bytes, put_i64, take_alarm, take_bytes, take_i64, take_u8};
 use crate::disk::{AppendFile, Disk, ReadFile};
 use crate::files::FileName;
@@ -25,6 +26,9 @@ const RECORDS: u8 = 1;
 const END: u8 = 2;
 
 const CHUNK_KEYS: usize = 512;
+
+/// Records that go from one thread to the other at once.
+const HANDED_OVER: usize = 1 << 13;
 
 /// Where in the log a checkpoint stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +55,7 @@ struct Writer {
     buffer: Vec<u8>,
     frames: u64,
     written: u64,
+    unsynced: u64,
 }
 
 impl Writer {
@@ -61,7 +66,13 @@ impl Writer {
         frame::finish(&mut self.buffer, at);
         self.frames += 1;
         self.written += self.buffer.len() as u64;
-        self.file.append(&self.buffer)
+        self.unsynced += self.buffer.len() as u64;
+        self.file.append(&self.buffer)?;
+        if self.unsynced >= SYNC_BYTES {
+            self.file.sync()?;
+            self.unsynced = 0;
+        }
+        Ok(())
     }
 }
 
@@ -86,7 +97,7 @@ pub fn write_chunks(
 ) -> io::Result<u64> {
     let temporary = format!("{}.tmp", name(position.index));
     let file = disk.append_to(&temporary, 0)?;
-    let mut writer = Writer { file, buffer: Vec::new(), frames: 0, written: 0 };
+    let mut writer = Writer { file, buffer: Vec::new(), frames: 0, written: 0, unsynced: 0 };
     writer.emit(|out| {
         out.push(HEADER);
         put_i64(out, position.index as i64);
@@ -194,7 +205,9 @@ fn take_record(input: &mut &[u8], last_key: &mut Arc<[u8]>) -> Option<Record> {
     if bits & SAME_KEY == 0 {
         let len = usize::try_from(take_varint(input)?).ok()?;
         let (key, rest) = input.split_at_checked(len)?;
-        *last_key = Arc::from(key);
+        if **last_key != *key {
+            *last_key = Arc::from(key);
+        }
         *input = rest;
     }
     let key = last_key.clone();
@@ -259,7 +272,20 @@ pub fn read(
         extents: HashMap::new(),
         end: Ok(false),
     };
-    let state = State::restored(header, &mut records);
+    // Half of the work is making records, the other half building the index of them.
+    let (sender, receiver) = std::sync::mpsc::sync_channel::<Vec<Arc<Record>>>(4);
+    let state = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let sender = sender;
+            loop {
+                let chunk: Vec<Arc<Record>> = (&mut records).take(HANDED_OVER).map(Arc::new).collect();
+                if chunk.is_empty() || sender.send(chunk).is_err() {
+                    return;
+                }
+            }
+        });
+        State::restored(header, receiver.into_iter().flatten())
+    });
     match records.end {
         Ok(true) if records.frames.at() == len => {
             check_files(&records.extents, lengths)?;

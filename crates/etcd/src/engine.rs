@@ -46,7 +46,8 @@ pub struct Options {
     pub frame_bytes_max: usize,
     /// A new file begins past this length.
     pub segment_bytes: u64,
-    /// A checkpoint is taken when the log has grown by this since the last one, or by the size of the last one.
+    /// A checkpoint is taken when the log has grown by this since the last one, but by no less than the size of the
+    /// last one, and by four times as much when that was a moment ago.
     pub checkpoint_bytes: u64,
     /// Key-values kept in memory: those written or read last.
     pub cache_bytes: usize,
@@ -290,10 +291,11 @@ impl Engine {
     }
 
     /// Runs a transaction; returns when it is durable. One that cannot write never touches the log.
-    pub async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error> {
+    pub async fn txn(&self, mut txn: Txn) -> Result<TxnOutcome, Error> {
         let transacted = if txn.is_read_only() {
             self.shared.state.read().read(&txn, &self.shared.files)?
         } else {
+            txn.detach();
             match self.propose(Command::Txn(txn)).await? {
                 Applied::Transacted(transacted) => transacted,
                 other => return Err(unexpected(&other)),

@@ -9,9 +9,9 @@
 //!
 //! Memory: about 200 B and the key for each version; of values, only a bounded cache of those written or read last
 //! (8 MiB), which shares its bytes with writers and watchers. Disk: a put is written once, in the log, with about 25 B
-//! beside key and value, and its value stays there; files less than half in use are copied together, so disk is at most
-//! twice what is in use. One sync for all writers waiting. A start reads the newest checkpoint (the index without
-//! values, about 25 B and the key for each version) and the log after it (at most 16 MiB, or the size of the
+//! beside key and value, and its value stays there; when half of it is wasted, what is left of files is copied together,
+//! so disk is at most about twice what is in use, and 200 MB. One sync for all writers waiting. A start reads the newest checkpoint (the index without
+//! values, about 25 B and the key for each version) and the log after it (16 to 64 MiB, or the size of the
 //! checkpoint); a million keys take about half a second. Nothing is done under the state's lock for longer than a few
 //! milliseconds: checkpoints, cleaning, sweeping after compaction and backups all go in small steps.
 //!

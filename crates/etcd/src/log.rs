@@ -5,10 +5,10 @@
 //! few thousand events at a time. Checkpoints and the cleaning of files run on a thread of their own, one task at a
 //! time; the log thread begins them and takes their results.
 //!
-//! Values stay in the log file that they were first written to until less than half of that file is in use; then the
-//! cleaner copies what is left to a data file. A file that nothing lies in any more is removed once a checkpoint that
-//! knows so is durable. So disk is bounded by twice what is in use and a few files, and a value is rewritten once or
-//! twice in its life.
+//! Values stay in the log file that they were first written to. When more is wasted than used, and more than two files,
+//! the cleaner copies what is left in files less than half in use to data files. A file that nothing lies in any more is
+//! removed once a checkpoint that knows so is durable. So disk is bounded by about twice what is in use and a few files,
+//! and most values are written once in their life.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -32,6 +32,9 @@ use crate::state::Applied;
 
 /// Events swept between two batches, or twice as many as the batch made.
 const SWEEP_EVENTS: usize = 2048;
+
+/// A busy log is checkpointed a quarter as often as an idle one.
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(10);
 
 /// After a task has failed.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -88,6 +91,7 @@ struct Log {
     checkpoint: Option<Position>,
     checkpoint_bytes: u64,
     since_checkpoint: u64,
+    checkpoint_at: Instant,
     task: Option<Task>,
     /// Files were cleaned, and nothing but a checkpoint keeps them from being removed.
     just_cleaned: bool,
@@ -139,6 +143,7 @@ pub(crate) fn start(
         checkpoint,
         checkpoint_bytes,
         since_checkpoint,
+        checkpoint_at: Instant::now(),
         task: None,
         just_cleaned: false,
         retry_at: None,
@@ -398,7 +403,9 @@ impl Log {
             return Ok(());
         }
         let options = &self.shared.options;
-        let grown = self.since_checkpoint >= options.checkpoint_bytes.max(self.checkpoint_bytes);
+        let recent = self.checkpoint_at.elapsed() < CHECKPOINT_PAUSE;
+        let enough = options.checkpoint_bytes * if recent { 4 } else { 1 };
+        let grown = self.since_checkpoint >= enough.max(self.checkpoint_bytes);
         let thorough = !self.defragmenting.is_empty();
         if !grown
             && !thorough
@@ -418,8 +425,12 @@ impl Log {
         if grown || frees {
             return self.begin_checkpoint(empty);
         }
+        // Much of what is written soon dies by itself. Some space is well spent on waiting for that.
+        let (len, used) = closed.iter().fold((0, 0), |(l, u), (_, len, used)| (l + len, u + used));
+        let wasteful = len - used.min(len) > used.max(2 * options.segment_bytes);
         let mut victims: Vec<(u32, u64, u64)> = closed
             .into_iter()
+            .filter(|_| thorough || wasteful)
             .filter(|(number, len, used)| {
                 let limit = if thorough { len / 10 * 9 } else { len / 2 };
                 *used > 0 && *used < limit && !self.bad.contains(number)
@@ -454,13 +465,29 @@ impl Log {
             file: self.file_number,
             offset: self.file_len,
         };
+        let needless: Vec<String> = self
+            .checkpoint
+            .filter(|old| old.index != position.index)
+            .map(|old| checkpoint::name(old.index))
+            .into_iter()
+            .chain(empty.iter().filter_map(|number| self.files.get(number)).map(|(name, _)| name.to_string()))
+            .collect();
         let shared = self.shared.clone();
         std::thread::Builder::new().name("etcd-keep".into()).spawn(move || {
             let result = checkpoint::write(&*shared.disk, &shared.state, position, &header);
             shared.state.read().unpin(header.compacted);
+            if result.is_ok() {
+                // Removing large files takes a while too.
+                for name in needless {
+                    if let Err(error) = shared.disk.remove(&name) {
+                        tracing::warn!(%error, name, "could not remove a file that is no longer needed");
+                    }
+                }
+            }
             let _ = messages.blocking_send(Message::Checkpointed(result));
         })?;
         self.since_checkpoint = 0;
+        self.checkpoint_at = Instant::now();
         self.just_cleaned = false;
         self.task = Some(Task::Checkpoint { position, empty });
         Ok(())
@@ -491,30 +518,16 @@ impl Log {
         let Some(Task::Checkpoint { position, empty }) = self.task.take() else { return };
         match result {
             Ok(bytes) => {
-                let before = self.checkpoint.replace(position);
+                self.checkpoint = Some(position);
                 self.checkpoint_bytes = bytes;
-                self.remove_old(before, empty);
+                self.forget(empty);
             }
             Err(error) => self.failed_task("the checkpoint", &error),
         }
     }
 
-    /// Removes what the new checkpoint makes needless.
-    fn remove_old(&mut self, before: Option<Position>, empty: Vec<u32>) {
-        let disk = &*self.shared.disk;
-        let mut names: Vec<String> = before
-            .filter(|old| self.checkpoint.is_some_and(|new| new.index != old.index))
-            .map(|old| checkpoint::name(old.index))
-            .into_iter()
-            .collect();
-        names.extend(
-            empty.iter().filter_map(|number| self.files.get(number)).map(|(name, _)| name.to_string()),
-        );
-        for name in names {
-            if let Err(error) = disk.remove(&name) {
-                tracing::warn!(%error, name, "could not remove a file that is no longer needed");
-            }
-        }
+    /// Forgets files that are removed.
+    fn forget(&mut self, empty: Vec<u32>) {
         let mut state = self.shared.state.write();
         for number in &empty {
             self.files.remove(number);

@@ -239,7 +239,7 @@ pub struct Header {
 
 impl State {
     /// A state as a snapshot tells it. Versions of one key follow each other, oldest first, and keys ascend.
-    pub fn restored(header: Header, versions: impl IntoIterator<Item = Record>) -> State {
+    pub fn restored(header: Header, versions: impl IntoIterator<Item = Arc<Record>>) -> State {
         let mut state = State {
             revision: header.revision,
             compacted: header.compacted,
@@ -258,7 +258,7 @@ impl State {
         let (mut keys, mut events, mut versions) = (Vec::new(), Vec::new(), versions.into_iter().peekable());
         let mut life: Vec<Arc<Record>> = Vec::new();
         while let Some(record) = versions.next() {
-            life.push(Arc::new(record));
+            life.push(record);
             let key = &life[0].key;
             if versions.peek().is_some_and(|next| next.key == *key) {
                 continue;
@@ -268,10 +268,15 @@ impl State {
                 keys.push(entry);
             }
         }
-        // Sorted by what lies beside the pointers, since following each would take long.
-        events.sort_unstable_by_key(|(position, _)| *position);
-        state.events = events.into_iter().map(|(_, record)| record).collect();
-        state.keys = keys.into_iter().collect();
+        std::thread::scope(|scope| {
+            // Sorted by what lies beside the pointers, since following each would take long.
+            let sorted = scope.spawn(|| {
+                events.sort_unstable_by_key(|(position, _)| *position);
+                events.into_iter().map(|(_, record)| record).collect()
+            });
+            state.keys = keys.into_iter().collect();
+            state.events = sorted.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        });
         state
     }
 

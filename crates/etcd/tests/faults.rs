@@ -251,7 +251,7 @@ async fn a_power_loss_at_any_point_under_load() {
 fn brisk() -> Options {
     Options {
         segment_bytes: 64 << 10,
-        checkpoint_bytes: 64 << 10,
+        checkpoint_bytes: 16 << 10,
         cache_bytes: 64 << 10,
         history_events_max: 2000,
         ..Options::default()

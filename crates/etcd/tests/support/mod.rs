@@ -225,7 +225,7 @@ pub fn fault_points(default: u64) -> u64 {
 pub fn small() -> Options {
     Options {
         segment_bytes: 2000,
-        checkpoint_bytes: 3000,
+        checkpoint_bytes: 1000,
         cache_bytes: 2000,
         history_events_max: 0,
         ..Options::default()
