@@ -326,6 +326,7 @@ impl Log {
         let done = self.roll(self.shared.options.segment_bytes).and_then(|()| self.begin_task());
         if let Err(error) = done {
             tracing::warn!(%error, "could not tidy the data directory");
+            self.refuse_defragmenting(&format!("tidy the data directory: {error}"));
         }
     }
 
@@ -432,8 +433,10 @@ impl Log {
             .into_iter()
             .filter(|_| thorough || wasteful)
             .filter(|(number, len, used)| {
-                let limit = if thorough { len / 10 * 9 } else { len / 2 };
-                *used > 0 && *used < limit && !self.bad.contains(number)
+                // What cleaning leaves wastes next to nothing, so that defragmentation comes to an end.
+                let waste = len - used.min(len);
+                let much = if thorough { waste > 64 && waste > len / 10 } else { waste > len / 2 };
+                *used > 0 && much && !self.bad.contains(number)
             })
             .collect();
         victims.sort_unstable_by_key(|(_, len, used)| (used * 1000 / len.max(&1), *used));
@@ -509,8 +512,12 @@ impl Log {
     fn failed_task(&mut self, what: &str, error: &dyn std::fmt::Display) {
         tracing::error!(%error, "{what} failed; it is tried again later");
         self.retry_at = Some(Instant::now() + RETRY_AFTER);
+        self.refuse_defragmenting(&format!("{what}: {error}"));
+    }
+
+    fn refuse_defragmenting(&mut self, why: &str) {
         for reply in self.defragmenting.drain(..) {
-            let _ = reply.send(Err(Error::Unavailable(format!("{what}: {error}"))));
+            let _ = reply.send(Err(Error::Unavailable(why.to_owned())));
         }
     }
 

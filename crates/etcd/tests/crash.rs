@@ -149,6 +149,20 @@ async fn old_files_go_and_a_resumed_watch_misses_nothing() {
 }
 
 #[tokio::test]
+async fn defragmentation_ends_however_little_there_is() {
+    let disk = FakeDisk::default();
+    let engine = open(&disk, &small()).unwrap();
+    let limit = std::time::Duration::from_secs(20);
+    for i in 0..3 {
+        put(&engine, "/k", &format!("{i}")).await.unwrap();
+        tokio::time::timeout(limit, engine.defragment()).await.unwrap().unwrap();
+    }
+    put(&engine, "/k", "x").await.unwrap();
+    disk.0.lock().steps_left = Some(0);
+    assert!(tokio::time::timeout(limit, engine.defragment()).await.unwrap().is_err());
+}
+
+#[tokio::test]
 async fn a_full_disk_refuses_writes_and_recovers() {
     let disk = FakeDisk::default();
     let engine = open(&disk, &Options::default()).unwrap();
