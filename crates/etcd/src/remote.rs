@@ -29,6 +29,10 @@ use crate::api;
 const ROOT: &[u8] = b"/registry";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a start waits for the store, and how often it asks meanwhile.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+const START_RETRY: Duration = Duration::from_millis(100);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Keys in one answer; more are read page by page at one revision.
@@ -72,13 +76,25 @@ impl Remote {
             seen: Arc::default(),
             whole_watches: false,
         };
-        let status: api::StatusResponse = remote
-            .call("/etcdserverpb.Maintenance/Status", api::StatusRequest {})
-            .await
-            .map_err(|e| anyhow::anyhow!("reach etcd at {}: {e}", options.endpoints.join(",")))?;
+        let status = remote.first_answer(&options.endpoints).await?;
         remote.whole_watches = !progress_is_ordered(&status.version);
         tracing::info!(version = %status.version, endpoints = %options.endpoints.join(","), "using etcd");
         Ok(remote)
+    }
+
+    /// Store and server may be started together, so the first answer may take a while.
+    async fn first_answer(&self, endpoints: &[String]) -> anyhow::Result<api::StatusResponse> {
+        let deadline = tokio::time::Instant::now() + START_TIMEOUT;
+        loop {
+            match self.call("/etcdserverpb.Maintenance/Status", api::StatusRequest {}).await {
+                Ok(status) => return Ok(status),
+                Err(Error::Unavailable(why)) if tokio::time::Instant::now() < deadline => {
+                    tracing::debug!(why, "etcd does not answer yet");
+                    tokio::time::sleep(START_RETRY).await;
+                }
+                Err(error) => anyhow::bail!("reach etcd at {}: {error}", endpoints.join(",")),
+            }
+        }
     }
 
     async fn call<Q, A>(&self, path: &'static str, message: Q) -> Result<A, Error>

@@ -149,6 +149,8 @@ pub struct Accepted {
     pub watch_cache: Option<bool>,
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub enable_garbage_collector: Option<bool>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub enable_aggregator_routing: Option<bool>,
     #[arg(long, hide = true)]
     pub apiserver_count: Option<u32>,
     #[arg(long, hide = true)]
