@@ -30,7 +30,16 @@ pub enum Component {
     /// Run the scheduler alone
     KubeScheduler(Box<kube_scheduler::Flags>),
     /// Run a node's kubelet alone
-    Kubelet(Box<kubelet::Flags>),
+    Kubelet {
+        #[command(flatten)]
+        flags: Box<kubelet::Flags>,
+        /// Where the kubelet's own containerd and its images are kept, and volumes unless --root-dir says otherwise
+        #[arg(long, default_value = "/var/lib/isopod", env = "ISOPOD_DATA_DIR")]
+        data_dir: PathBuf,
+        /// Where the containerd's sockets are kept
+        #[arg(long, default_value = "/run/isopod", env = "ISOPOD_RUN_DIR")]
+        run_dir: PathBuf,
+    },
     /// Run a node's service proxy alone
     KubeProxy(Box<kube_proxy::Flags>),
     /// Run a node's pod network alone
@@ -54,9 +63,9 @@ pub async fn run(component: Component) -> Result<()> {
             let client = connect(flags.kubeconfig.as_deref(), "kube-scheduler").await?;
             Box::pin(kube_scheduler::run(kube_scheduler::Config::default(), client, shutdown)).await
         }
-        Component::Kubelet(flags) => {
+        Component::Kubelet { flags, data_dir, run_dir } => {
             let client = connect(flags.kubeconfig.as_deref(), "kubelet").await?;
-            let mut config = kubelet::Config::new(host_name()?, "/var/lib/isopod", "/run/isopod");
+            let mut config = kubelet::Config::new(host_name()?, data_dir, run_dir);
             flags.apply(&mut config)?;
             if config.container_runtime_endpoint.is_none() {
                 config.on_runtime_ready = Some(crate::pause::importer());

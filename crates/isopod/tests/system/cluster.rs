@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::machine::{Machine, PREFIX, output, try_output};
+use crate::machine::{Machine, Network, PREFIX, output, try_output};
 
 /// How long anything may take here; machines that run tests are busy.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -14,6 +14,8 @@ pub const BUSYBOX: &str = "isopod.local/examples/busybox:1";
 
 pub struct Cluster {
     pub machine: Machine,
+    // Machines go before the wire between them.
+    pub network: Network,
     pub directory: PathBuf,
     cgroup_root: String,
     images: PathBuf,
@@ -41,12 +43,11 @@ impl Cluster {
         let directory = directory_of(std::process::id());
         std::fs::create_dir_all(directory.join("manifests")).expect("make the test's directory");
         let cgroup_root = format!("/{PREFIX}{}", std::process::id());
-        let cluster = Cluster { machine: Machine::new(), directory, cgroup_root, images };
+        let network = Network::new();
+        let cluster = Cluster { machine: network.add(1), network, directory, cgroup_root, images };
         println!("{}", cluster.up().trim());
         for archive in ["busybox.tar", "nginx.tar", "redis.tar", "postgres.tar"] {
-            output(
-                &mut cluster.isopod("images", &["import".as_ref(), cluster.images.join(archive).as_os_str()]),
-            );
+            output(&mut cluster.isopod("images", &["import".as_ref(), cluster.image(archive).as_os_str()]));
         }
         cluster
     }
@@ -76,6 +77,11 @@ impl Cluster {
             .arg(self.directory.join("manifests"))
             .args(arguments);
         isopod
+    }
+
+    /// An image archive of the example.
+    pub fn image(&self, archive: &str) -> PathBuf {
+        self.images.join(archive)
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -199,11 +205,13 @@ fn sweep() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let run = name.strip_prefix(PREFIX).and_then(|pid| pid.parse::<u32>().ok());
         if let Some(run) = run.filter(|pid| !Path::new(&format!("/proc/{pid}")).exists())
-            && let Some(machine) = Machine::left_by(run)
+            && let network = Network::left_by(run)
+            && let Some(machine) = network.find(1)
         {
             // Dropping it ends it.
             drop(Cluster {
                 machine,
+                network,
                 directory: directory_of(run),
                 cgroup_root: format!("/{PREFIX}{run}"),
                 images: PathBuf::new(),

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// Begins the names of all that a test run makes; its process number follows.
 pub const PREFIX: &str = "isopod-test-";
@@ -18,29 +18,68 @@ pub struct Machine {
     pub address: Ipv4Addr,
 }
 
-impl Machine {
-    pub fn new() -> Machine {
-        let pid = std::process::id();
-        let (name, link) = (format!("{PREFIX}{pid}"), format!("iso{pid}"));
-        let (outside, address) = addresses(pid);
+/// The wire between the machines of a test run; this host's end of it is the outside world.
+pub struct Network {
+    run: u32,
+}
+
+impl Network {
+    pub fn new() -> Network {
+        let network = Network { run: std::process::id() };
+        let bridge = network.bridge();
+        ip(&["link", "add", &bridge, "type", "bridge"]);
+        ip(&["address", "add", &format!("{}/29", network.address(1)), "dev", &bridge]);
+        ip(&["link", "set", &bridge, "up"]);
+        network
+    }
+
+    /// That of a test run which did not remove it.
+    pub fn left_by(run: u32) -> Network {
+        Network { run }
+    }
+
+    fn bridge(&self) -> String {
+        format!("isob{}", self.run)
+    }
+
+    /// Of a range set aside for documentation, eight addresses for each test run.
+    fn address(&self, number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(192, 0, 2, (self.run % 32) as u8 * 8 + number)
+    }
+
+    fn machine_name(&self, number: u8) -> String {
+        format!("{PREFIX}{}-{number}", self.run)
+    }
+
+    /// Adds a machine; `number` is 1 to 5.
+    pub fn add(&self, number: u8) -> Machine {
+        let (name, link) = (self.machine_name(number), format!("iso{}-{number}", self.run));
+        let address = self.address(number + 1);
         ip(&["netns", "add", &name]);
         ip(&["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &name]);
-        ip(&["address", "add", &format!("{outside}/30"), "dev", &link]);
-        ip(&["link", "set", &link, "up"]);
+        ip(&["link", "set", &link, "master", &self.bridge(), "up"]);
         ip(&["-n", &name, "link", "set", "lo", "up"]);
-        ip(&["-n", &name, "address", "add", &format!("{address}/30"), "dev", "eth0"]);
+        ip(&["-n", &name, "address", "add", &format!("{address}/29"), "dev", "eth0"]);
         ip(&["-n", &name, "link", "set", "eth0", "up"]);
-        ip(&["-n", &name, "route", "add", "default", "via", &outside.to_string()]);
-        Machine::left_by(pid).expect("open the namespace")
+        ip(&["-n", &name, "route", "add", "default", "via", &self.address(1).to_string()]);
+        self.find(number).expect("open the namespace")
     }
 
-    /// The machine that a test run made and did not remove.
-    pub fn left_by(run: u32) -> Option<Machine> {
-        let name = format!("{PREFIX}{run}");
+    /// A machine that was added before.
+    pub fn find(&self, number: u8) -> Option<Machine> {
+        let name = self.machine_name(number);
         let namespace = File::open(format!("/run/netns/{name}")).ok()?;
-        Some(Machine { name, namespace, address: addresses(run).1 })
+        Some(Machine { name, namespace, address: self.address(number + 1) })
     }
+}
 
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "delete", &self.bridge()]).stderr(Stdio::null()).status();
+    }
+}
+
+impl Machine {
     /// A command that runs on the machine.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let namespace = self.namespace.try_clone().expect("another handle of the namespace");
@@ -70,12 +109,6 @@ impl Drop for Machine {
         // The pair of interfaces goes with the namespace.
         let _ = Command::new("ip").args(["netns", "delete", &self.name]).status();
     }
-}
-
-/// The host's and the machine's, of a range set aside for documentation: four addresses for each test run.
-fn addresses(run: u32) -> (Ipv4Addr, Ipv4Addr) {
-    let block = (run % 63) as u8 * 4;
-    (Ipv4Addr::new(192, 0, 2, block + 1), Ipv4Addr::new(192, 0, 2, block + 2))
 }
 
 fn ip(arguments: &[&str]) {

@@ -8,6 +8,7 @@ mod example;
 mod kubectl;
 mod lifecycle;
 mod machine;
+mod nodes;
 mod pods;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +20,7 @@ use cluster::Cluster;
 type Scenario = (&'static str, fn(&Cluster));
 
 /// In the order in which they run. The last ones end the server and then the cluster.
-const SCENARIOS: [Scenario; 17] = [
+const SCENARIOS: [Scenario; 18] = [
     (
         "up_leaves_a_ready_node_and_a_private_kubeconfig",
         lifecycle::up_leaves_a_ready_node_and_a_private_kubeconfig,
@@ -37,6 +38,7 @@ const SCENARIOS: [Scenario; 17] = [
     ("static_pods_have_mirrors", pods::static_pods_have_mirrors),
     ("pods_are_limited_by_cgroups", pods::are_limited_by_cgroups),
     ("unschedulable_pods_say_why", pods::unschedulable_pods_say_why),
+    ("second_node_of_single_components_joins", nodes::second_node_of_single_components_joins),
     ("killed_server_leaves_pods_and_traffic_alone", lifecycle::killed_server_leaves_pods_and_traffic_alone),
     ("down_keeps_state_for_the_next_up", lifecycle::down_keeps_state_for_the_next_up),
     ("down_leaves_nothing_behind", lifecycle::down_leaves_nothing_behind),
