@@ -372,6 +372,7 @@ impl Log {
         if self.file_len < max.max(1) {
             return Ok(());
         }
+        self.sync_if_lazy()?;
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
         let name = FileName::Log { file: number, first: self.index + 1 };
         self.file = self.shared.disk.append_to(&name.to_string(), 0)?;
@@ -380,6 +381,11 @@ impl Log {
         self.files.insert(number, (name, 0));
         (self.file_number, self.file_len) = (number, 0);
         Ok(())
+    }
+
+    /// Where writes do not wait for the disk, checkpoints still must not run ahead of the values that they tell of.
+    fn sync_if_lazy(&mut self) -> io::Result<()> {
+        if self.shared.options.sync { Ok(()) } else { self.file.sync() }
     }
 
     fn begin_defragment(&mut self) -> io::Result<()> {
@@ -456,6 +462,7 @@ impl Log {
 
     fn begin_checkpoint(&mut self, empty: Vec<u32>) -> io::Result<()> {
         let Some(messages) = self.messages.upgrade() else { return Ok(()) };
+        self.sync_if_lazy()?;
         let header = {
             let state = self.shared.state.read();
             let header = state.header();

@@ -35,6 +35,22 @@ async fn power_loss_at_any_point_loses_nothing_acknowledged() {
 }
 
 #[tokio::test]
+async fn without_syncs_a_power_loss_takes_only_the_newest() {
+    let options = Options { sync: false, ..small() };
+    for seed in 1..20 {
+        let disk = FakeDisk::default();
+        let engine = open(&disk, &options).unwrap();
+        for i in 0..seed * 20 {
+            put(&engine, &format!("/k{}", i % 13), &"v".repeat(i % 100)).await.unwrap();
+        }
+        let after = open(&disk.after_power_loss(|_| 0), &options).unwrap();
+        let found = dump(&after).await;
+        assert!(found.iter().all(|(_, _, revision)| *revision <= after.current_revision()));
+        assert!(put(&after, "/new", "x").await.unwrap() > 1);
+    }
+}
+
+#[tokio::test]
 async fn every_torn_tail_is_cut_off_and_every_corrupt_middle_refused() {
     let disk = FakeDisk::default();
     let options = Options::default();
