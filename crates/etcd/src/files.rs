@@ -174,6 +174,16 @@ impl Files {
         if let [record] = records {
             return Ok(vec![self.key_value(record)?]);
         }
+        // One large scan must not push everything else out.
+        self.read_values(records, self.cache_bytes_max / 4)
+    }
+
+    /// [`Files::key_values`] for a reader of everything, who leaves no trace in the cache.
+    pub fn key_values_once(&self, records: &[Arc<Record>]) -> Result<Vec<Arc<KeyValue>>, Error> {
+        self.read_values(records, 0)
+    }
+
+    fn read_values(&self, records: &[Arc<Record>], cached_max: usize) -> Result<Vec<Arc<KeyValue>>, Error> {
         let mut found: Vec<Option<Arc<KeyValue>>> = Vec::with_capacity(records.len());
         let mut missing = Vec::new();
         {
@@ -195,8 +205,7 @@ impl Files {
                 found[i] = Some(kv.clone());
                 loaded.push((record.position(), kv));
             })?;
-            // One large scan must not push everything else out.
-            if loaded.iter().map(|(_, kv)| size(kv)).sum::<usize>() <= self.cache_bytes_max / 4 {
+            if loaded.iter().map(|(_, kv)| size(kv)).sum::<usize>() <= cached_max {
                 let mut cache = self.cache.lock();
                 for (position, kv) in loaded {
                     cache.insert(position, kv, self.cache_bytes_max);

@@ -88,7 +88,7 @@ impl Snapshot {
             return Ok(None);
         }
         let puts: Vec<Arc<Record>> = taken.iter().filter(|r| !r.is_tombstone()).cloned().collect();
-        let mut kvs = self.shared.files.key_values(&puts)?.into_iter();
+        let mut kvs = self.shared.files.key_values_once(&puts)?.into_iter();
         let version = |record: Arc<Record>| {
             let kv = if record.is_tombstone() { None } else { kvs.next() };
             Version { sub: record.sub, kv: kv.unwrap_or_else(|| Arc::new(without_value(&record))) }
