@@ -4,6 +4,10 @@ use clap::Parser;
 use etcd::flags::Flags;
 use tokio_util::sync::CancellationToken;
 
+// As in the isopod binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Parser)]
 struct Command {
     #[command(flatten)]

@@ -4,6 +4,7 @@
 //! the past, then at the [`feed`](super::feed) for all others, and sleeps when none of them has anything.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -11,7 +12,8 @@ use bytes::{Bytes, BytesMut};
 use rand::Rng;
 use storage::{Error, Event, KeyRange, Revision};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
 use super::feed::{Entry, Place};
@@ -69,7 +71,9 @@ struct Stream {
     tip: watch::Receiver<u64>,
     /// The revision that a progress report which was asked for must reach.
     progress_asked: Option<Revision>,
-    tick: Instant,
+    /// Both stay registered while the stream sleeps and wakes.
+    tick: Pin<Box<Sleep>>,
+    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     out: BytesMut,
 }
 
@@ -96,7 +100,8 @@ impl Member {
             by_range: Vec::new(),
             catching_up: VecDeque::new(),
             progress_asked: None,
-            tick: next_tick(self),
+            tick: Box::pin(tokio::time::sleep_until(next_tick(self))),
+            stopped: Box::pin(self.shutdown.clone().cancelled_owned()),
             out: BytesMut::new(),
             member: self.clone(),
         };
@@ -141,13 +146,13 @@ impl Stream {
                 })
                 .await
             } else {
-                let Stream { requests, said_all, tip, tick, member, .. } = self;
+                let Stream { requests, said_all, tip, tick, stopped, .. } = self;
                 Some(tokio::select! {
                     biased;
                     request = requests.next(), if !*said_all => Woken::Request(request),
                     _ = tip.changed() => Woken::Feed,
-                    () = tokio::time::sleep_until(*tick) => Woken::Tick,
-                    () = member.shutdown.cancelled() => Woken::Stopped,
+                    () = tick.as_mut() => Woken::Tick,
+                    () = stopped.as_mut() => Woken::Stopped,
                 })
             };
             match woken {
@@ -468,7 +473,7 @@ impl Stream {
 
     /// Tells watchers that asked for it how far they are, when they heard nothing since the last time.
     fn report_all(&mut self) {
-        self.tick = next_tick(&self.member);
+        self.tick.as_mut().reset(next_tick(&self.member));
         let mut due = Vec::new();
         for (id, watcher) in &mut self.watchers {
             if watcher.progress && watcher.quiet && watcher.synced && watcher.next <= self.place.revision + 1

@@ -432,8 +432,9 @@ impl hyper::service::Service<Request<Incoming>> for Service {
             .get(CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         if is_grpc && !self.front.metrics_only {
-            let answer = self.front.member.clone().call(request, self.common_name.clone());
-            return Box::pin(async move { Ok(answer.await) });
+            let (member, common_name) = (self.front.member.clone(), self.common_name.clone());
+            // Made within the box: it is large, and moving it costs.
+            return Box::pin(async move { Ok(member.call(request, common_name).await) });
         }
         let front = self.front.clone();
         Box::pin(async move { Ok(front.plain(request).await) })

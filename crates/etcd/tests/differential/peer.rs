@@ -177,6 +177,12 @@ impl Peer {
         request
     }
 
+    /// Whether this is etcd 3.4.
+    pub async fn is_old(&self) -> bool {
+        let status = self.call("/etcdserverpb.Maintenance/Status", Bytes::new(), None).await.unwrap();
+        api::StatusResponse::decode(status).unwrap().version.starts_with("3.4.")
+    }
+
     /// Makes a call of one message.
     pub async fn call(
         &self,
