@@ -9,6 +9,9 @@ use apimachinery::codec::{self, MediaType, Strictness, protobuf};
 use apimachinery::{managed_fields, openapi, schema};
 use serde_json::{Value, json};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn pod() -> Value {
     let container = |name: &str| {
         json!({
@@ -110,6 +113,9 @@ fn main() {
         let mut new = pod.clone();
         managed_fields::update(None, &mut new, schema, &writer);
         black_box(new);
+    });
+    measure("own fields on creation, as JSON", || {
+        black_box(managed_fields::created(&pod, schema, &writer).is_ok());
     });
     measure("own fields, nothing changed", || {
         let mut new = live.clone();

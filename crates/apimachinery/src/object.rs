@@ -4,11 +4,15 @@
 //! Sketch: a 3.5 KB pod costs its bytes plus about 300 B of attributes; the typed struct would take 16 KB. Nobody
 //! holds typed structs; they are decoded for the moment.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+use crate::codec::{DecodeError, protobuf};
+use crate::schema::Schema;
 
 /// An owner reference's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,11 +62,46 @@ impl Attributes {
 /// One revision of one object. `body` is its JSON without `metadata.resourceVersion`, as it lies in the store.
 #[derive(Clone, Debug)]
 pub struct Encoded {
-    pub attributes: Attributes,
+    /// Shared by the clones of an object, which differ in their revision.
+    pub attributes: Arc<Attributes>,
     pub resource_version: u64,
     pub body: Bytes,
     /// Where in `body` the members of `metadata` begin: right after `"metadata":{`.
     pub splice: u32,
+    pub message: Message,
+}
+
+/// An object's protobuf message, kept once it has been asked for, as long as there is room. A clone begins without:
+/// it may get another revision, which is in the message.
+#[derive(Debug, Default)]
+pub struct Message(OnceLock<Box<(u64, Bytes)>>);
+
+/// Bytes of messages that are kept at most.
+const MESSAGES_BYTES_MAX: usize = 32 << 20;
+static MESSAGES_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+impl Clone for Message {
+    fn clone(&self) -> Message {
+        Message::default()
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        if let Some(kept) = self.0.get() {
+            MESSAGES_BYTES.fetch_sub(kept.1.len(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Message {
+    fn keep(&self, resource_version: u64, message: &Bytes) {
+        if MESSAGES_BYTES.load(Ordering::Relaxed) + message.len() <= MESSAGES_BYTES_MAX
+            && self.0.set(Box::new((resource_version, message.clone()))).is_ok()
+        {
+            MESSAGES_BYTES.fetch_add(message.len(), Ordering::Relaxed);
+        }
+    }
 }
 
 impl Encoded {
@@ -107,7 +146,7 @@ impl Encoded {
             })
             .unwrap_or_default();
         Encoded {
-            attributes: Attributes {
+            attributes: Arc::new(Attributes {
                 namespace: text(&meta["namespace"]),
                 name: text(&meta["name"]),
                 uid: text(&meta["uid"]),
@@ -115,10 +154,11 @@ impl Encoded {
                 fields: fields.into_iter().map(|(p, v)| (p, v.into())).collect(),
                 owners,
                 deleting: !meta["deletionTimestamp"].is_null(),
-            },
+            }),
             resource_version,
             splice: splice_offset(&body),
             body,
+            message: Message::default(),
         }
     }
 
@@ -152,15 +192,33 @@ impl Encoded {
 
     /// Appends the JSON as clients get it.
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        for part in self.parts() {
-            out.extend_from_slice(&part);
+        let at = self.splice as usize;
+        let (before, after) = self.body.split_at(at.min(self.body.len()));
+        out.extend_from_slice(before);
+        if at > 0 {
+            out.extend_from_slice(b"\"resourceVersion\":\"");
+            out.extend_from_slice(itoa::Buffer::new().format(self.resource_version).as_bytes());
+            out.extend_from_slice(if after.first() == Some(&b'}') { b"\"" } else { b"\"," });
         }
+        out.extend_from_slice(after);
     }
 
     pub fn to_json(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.body.len() + 40);
         self.write_json(&mut out);
         out
+    }
+
+    /// The object as a protobuf message without envelope; `schema` is that of the stored version.
+    pub fn to_message(&self, schema: &Schema) -> Result<Bytes, DecodeError> {
+        if let Some(kept) = self.message.0.get()
+            && kept.0 == self.resource_version
+        {
+            return Ok(kept.1.clone());
+        }
+        let message = Bytes::from(protobuf::transcode_message(&self.to_json(), schema)?);
+        self.message.keep(self.resource_version, &message);
+        Ok(message)
     }
 
     /// The typed object (or a partial view of it), with its resource version.
@@ -213,6 +271,22 @@ fn splice_offset(body: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_are_of_their_revision() {
+        let schema = crate::schema::for_kind("", "v1", "ConfigMap").unwrap();
+        let body = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"}}"#;
+        let first = Encoded::new(Bytes::from(body), 7, |_| vec![]).unwrap();
+        let version = |e: &Encoded| {
+            let message = e.to_message(schema).unwrap();
+            let value = protobuf::decode(&protobuf::wrap("v1", "ConfigMap", &message), schema).unwrap();
+            value["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
+        };
+        assert_eq!((version(&first), version(&first)), ("7".into(), "7".into()));
+        let second = Encoded { resource_version: 8, ..first.clone() };
+        assert_eq!(version(&second), "8");
+        assert_eq!(version(&Encoded { resource_version: 9, ..first }), "9");
+    }
 
     #[test]
     fn splices_the_resource_version() {

@@ -113,6 +113,12 @@ impl Quantity {
                 None => mantissa = i128::MAX,
             }
         }
+        if let Some(factor) = u32::try_from(scale).ok().and_then(|s| 10i128.checked_pow(s))
+            && let Some(scaled) = mantissa.checked_mul(factor)
+        {
+            mantissa = scaled;
+            scale = 0;
+        }
         while scale > 0 && mantissa != 0 {
             scale -= 1;
             mantissa = mantissa.saturating_mul(10);
@@ -218,7 +224,18 @@ fn suffix_meaning(suffix: &str) -> Option<(i32, u32, Format)> {
 
 /// Canonical text of a quantity, or what is wrong with it.
 pub fn canonical(text: &str) -> Result<String, ParseError> {
+    if is_plain(text) {
+        return Ok(text.to_owned());
+    }
     Quantity::parse(text.trim()).map(|q| q.to_string())
+}
+
+/// Whether this is one of the many quantities that are canonical at a glance: up to three digits and a common suffix.
+fn is_plain(text: &str) -> bool {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    (1..=3).contains(&digits)
+        && !text.starts_with('0')
+        && matches!(&text[digits..], "" | "m" | "k" | "M" | "G" | "T" | "Ki" | "Mi" | "Gi" | "Ti")
 }
 
 impl Display for Quantity {
@@ -348,6 +365,18 @@ mod tests {
         ] {
             assert_eq!(canonical(text).as_deref(), Ok(want), "{text}");
         }
+    }
+
+    #[test]
+    fn plain_quantities_are_canonical() {
+        for number in ["1", "24", "512", "999"] {
+            for suffix in ["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"] {
+                let text = format!("{number}{suffix}");
+                assert!(is_plain(&text));
+                assert_eq!(Quantity::parse(&text).unwrap().to_string(), text);
+            }
+        }
+        assert!(["0", "010m", "1000", "1.5", "-1", "", "m", "1E"].iter().all(|t| !is_plain(t)));
     }
 
     #[test]

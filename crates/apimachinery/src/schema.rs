@@ -248,6 +248,27 @@ impl Schema {
         fields.binary_search_by(|f| f.name.as_ref().cmp(name)).ok().map(|i| &fields[i])
     }
 
+    /// As [`Schema::field`], quicker where names come in order: `expected` is the place of the field looked for last,
+    /// or where to begin.
+    pub(crate) fn field_near(&self, name: &str, expected: &mut usize) -> Option<&Field> {
+        let fields = self.fields();
+        let near = fields.get(*expected..).unwrap_or_default();
+        // Names that are left out are passed over, a few of them.
+        for (i, field) in near.iter().take(4).enumerate() {
+            match field.name.as_ref().cmp(name) {
+                std::cmp::Ordering::Less => {}
+                std::cmp::Ordering::Equal => {
+                    *expected += i + 1;
+                    return Some(field);
+                }
+                std::cmp::Ordering::Greater => break,
+            }
+        }
+        let found = fields.binary_search_by(|f| f.name.as_ref().cmp(name)).ok()?;
+        *expected = found + 1;
+        Some(&fields[found])
+    }
+
     /// The fields of an object, sorted by name; empty for all else.
     pub fn fields(&self) -> &[Field] {
         match &self.kind {

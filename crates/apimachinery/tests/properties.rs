@@ -86,6 +86,26 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
+    fn creation_owns_what_an_update_would(seed in any::<u64>(), which in 0usize..200, reset in 0usize..4) {
+        let kinds = stored_kinds();
+        let schema = kinds[which % kinds.len()];
+        let mut value = make(schema, &mut Choices(seed), 0);
+        value["metadata"] = json!({"name": "x", "namespace": "n", "labels": {"a/b\"c": "d"}, "finalizers": ["b", "a"],
+            "annotations": {}, "ownerReferences": [{"uid": "1", "name": "o", "kind": "O", "apiVersion": "v1"}]});
+        let mut value = codec::normalize(&value, schema, Strictness::Strict).unwrap().value;
+        let resets: [&[&[&str]]; 4] = [&[], &[&["status"]], &[&["spec"]], &[&["metadata", "labels"], &["spec", "replicas"]]];
+        let writer = managed_fields::Writer {
+            manager: "m\"", api_version: "v1", subresource: ["", "status"][reset % 2], now: "2024-01-02T03:04:05Z",
+            reset_fields: resets[reset],
+        };
+        if let Ok(text) = managed_fields::created(&value, schema, &writer) {
+            managed_fields::update(None, &mut value, schema, &writer);
+            let want = value["metadata"].get("managedFields").map(|m| m.to_string());
+            prop_assert_eq!(text, want);
+        }
+    }
+
+    #[test]
     fn codecs_agree(seed in any::<u64>(), which in 0usize..200) {
         let kinds = stored_kinds();
         let schema = kinds[which % kinds.len()];

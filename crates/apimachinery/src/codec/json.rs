@@ -17,7 +17,7 @@ const MAX_COMPLAINTS: usize = 100;
 type Result<T> = std::result::Result<T, DecodeError>;
 
 pub(super) fn decode(bytes: &[u8], schema: &Schema, complain: bool, canonical: bool) -> Result<Decoded> {
-    let text = String::from_utf8_lossy(bytes);
+    let text = text_of(bytes);
     let mut reader = Reader::new(&text, complain, canonical);
     reader.blanks();
     let value = match reader.peek() {
@@ -35,8 +35,16 @@ pub(super) fn decode(bytes: &[u8], schema: &Schema, complain: bool, canonical: b
     Ok(Decoded { value, complaints: reader.complaints })
 }
 
+/// The bytes as text, broken characters replaced. Checking first is much quicker than replacing.
+fn text_of(bytes: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => String::from_utf8_lossy(bytes),
+    }
+}
+
 pub(super) fn decode_any(bytes: &[u8]) -> Result<Value> {
-    let text = String::from_utf8_lossy(bytes);
+    let text = text_of(bytes);
     let mut reader = Reader::new(&text, false, false);
     reader.blanks();
     let value = reader.any()?;
@@ -96,10 +104,12 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     pub(super) fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
 
+    #[inline]
     pub(super) fn blanks(&mut self) {
         while let Some(b' ' | b'\n' | b'\t' | b'\r') = self.peek() {
             self.at += 1;
@@ -328,9 +338,10 @@ impl<'a> Reader<'a> {
         if self.peek() == Some(b'}') {
             self.at += 1;
         } else {
+            let mut expected = 0;
             loop {
                 let key = self.key()?;
-                match schema.field(&key) {
+                match schema.field_near(&key, &mut expected) {
                     Some(field) => {
                         self.path.push(Segment::Field(key));
                         let value = self.value(&field.schema)?;
@@ -634,6 +645,14 @@ impl<'a> Reader<'a> {
     pub(super) fn string(&mut self) -> Result<Cow<'a, str>> {
         self.at += 1;
         let start = self.at;
+        while let Some(eight) = self.bytes.get(self.at..self.at + 8) {
+            let special = special_bytes(u64::from_le_bytes(eight.try_into().unwrap_or_default()));
+            if special != 0 {
+                self.at += special.trailing_zeros() as usize / 8;
+                break;
+            }
+            self.at += 8;
+        }
         while let Some(b) = self.peek() {
             match b {
                 b'"' => {
@@ -764,6 +783,16 @@ impl<'a> Reader<'a> {
             self.complaints.push(complaint);
         }
     }
+}
+
+/// The top bit of every byte that is a quote, a backslash or a control character, of eight at once. Bytes behind the
+/// first such one may be marked wrongly.
+fn special_bytes(eight: u64) -> u64 {
+    const ONES: u64 = u64::MAX / 255;
+    const TOPS: u64 = ONES << 7;
+    let zero = |x: u64| x.wrapping_sub(ONES) & !x;
+    let control = eight.wrapping_sub(ONES * 0x20) & !eight;
+    (zero(eight ^ (ONES * u64::from(b'"'))) | zero(eight ^ (ONES * u64::from(b'\\'))) | control) & TOPS
 }
 
 fn parse_number(text: &str) -> Value {

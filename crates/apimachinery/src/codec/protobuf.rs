@@ -494,14 +494,23 @@ fn put_message(out: &mut Vec<u8>, number: u8, write: impl FnOnce(&mut Vec<u8>)) 
 pub fn wrap(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(message.len() + api_version.len() + kind.len() + 24);
     out.extend_from_slice(&MAGIC);
-    put_message(&mut out, 1, |out| {
+    put_type(&mut out, api_version, kind);
+    put_bytes(&mut out, 2, message);
+    put_end(&mut out);
+    out
+}
+
+fn put_type(out: &mut Vec<u8>, api_version: &str, kind: &str) {
+    put_message(out, 1, |out| {
         put_bytes(out, 1, api_version.as_bytes());
         put_bytes(out, 2, kind.as_bytes());
     });
-    put_bytes(&mut out, 2, message);
-    put_bytes(&mut out, 3, b"");
-    put_bytes(&mut out, 4, b"");
-    out
+}
+
+/// The envelope's last fields, which say nothing.
+fn put_end(out: &mut Vec<u8>) {
+    put_bytes(out, 3, b"");
+    put_bytes(out, 4, b"");
 }
 
 /// An object in its envelope; type and version are the object's own.
@@ -528,22 +537,53 @@ pub fn transcode_json(json: &[u8], schema: &Schema) -> Result<Vec<u8>> {
 pub fn transcode_message(json: &[u8], schema: &Schema) -> Result<Vec<u8>> {
     let mut message = Vec::with_capacity(json.len());
     super::transcode::message(json, schema, &mut message)?;
+    message.shrink_to_fit();
     Ok(message)
 }
 
-/// A list in its envelope from items that are messages already ([`encode_message`]). `list_meta` is the `metadata`.
-pub fn encode_list<'a>(
-    api_version: &str,
-    list_kind: &str,
-    list_meta: &Value,
-    items: impl IntoIterator<Item = &'a [u8]>,
-) -> Vec<u8> {
-    let mut message = Vec::with_capacity(4096);
-    put_list_meta(&mut message, list_meta);
-    for item in items {
-        put_bytes(&mut message, 2, item);
+/// A list in its envelope, in pieces, so that a big one never has to be in one place.
+pub struct ListWriter {
+    pieces: Vec<Vec<u8>>,
+    /// The piece being filled.
+    piece: Vec<u8>,
+    /// Bytes of the full pieces.
+    length: usize,
+}
+
+/// A piece is closed when it has grown beyond this.
+const PIECE_BYTES: usize = 256 << 10;
+
+impl ListWriter {
+    /// Begins a list with its `metadata`.
+    pub fn new(list_meta: &Value) -> ListWriter {
+        let mut piece = Vec::with_capacity(4096);
+        put_list_meta(&mut piece, list_meta);
+        ListWriter { pieces: vec![], piece, length: 0 }
     }
-    wrap(api_version, list_kind, &message)
+
+    /// Adds an item, a message.
+    pub fn item(&mut self, message: &[u8]) {
+        if !self.piece.is_empty() && self.piece.len() + message.len() > PIECE_BYTES {
+            let full = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE_BYTES + 16));
+            self.length += full.len();
+            self.pieces.push(full);
+        }
+        put_bytes(&mut self.piece, 2, message);
+    }
+
+    /// The pieces, in order, head and end included.
+    pub fn finish(mut self, api_version: &str, list_kind: &str) -> Vec<Vec<u8>> {
+        let length = self.length + self.piece.len();
+        let mut head = Vec::with_capacity(64);
+        head.extend_from_slice(&MAGIC);
+        put_type(&mut head, api_version, list_kind);
+        put_varint(&mut head, 2 << 3 | BYTES);
+        put_varint(&mut head, length as u64);
+        put_end(&mut self.piece);
+        self.pieces.insert(0, head);
+        self.pieces.push(self.piece);
+        self.pieces
+    }
 }
 
 fn put_list_meta(out: &mut Vec<u8>, list_meta: &Value) {
@@ -815,12 +855,21 @@ mod tests {
         let list = schema::for_kind("", "v1", "PodList").unwrap();
         let value = canonical(&json!({"metadata": {"name": "a"}}), pod);
         let item = encode_message(&value, pod);
-        let bytes = encode_list("v1", "PodList", &json!({"resourceVersion": "7"}), [&item[..], &item[..]]);
-        let decoded = decode(&bytes, list).unwrap();
-        assert_eq!(
-            decoded,
-            json!({"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "7"}, "items": [value, value]})
-        );
+        let mut bytes = vec![];
+        for count in [2, 40_000] {
+            let mut writer = ListWriter::new(&json!({"resourceVersion": "7"}));
+            writer.item(&transcode_message(&crate::codec::encode_json(&value), pod).unwrap());
+            (1..count).for_each(|_| writer.item(&item));
+            let pieces = writer.finish("v1", "PodList");
+            assert_eq!(pieces.len() > 2, count > 2);
+            bytes = pieces.concat();
+            let decoded = decode(&bytes, list).unwrap();
+            let items = vec![value.clone(); count];
+            assert_eq!(
+                decoded,
+                json!({"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "7"}, "items": items})
+            );
+        }
         let frame = watch_frame("ADDED", &bytes);
         assert_eq!(read_watch_frame(&frame).unwrap(), Some(("ADDED".into(), &bytes[..], frame.len())));
         assert_eq!(read_watch_frame(&frame[..frame.len() - 1]).unwrap(), None);

@@ -45,9 +45,10 @@ fn object(
     if !reader.open(b'{')? {
         return Ok(());
     }
+    let mut expected = 0;
     loop {
         let key = reader.key()?;
-        match schema.field(&key) {
+        match schema.field_near(&key, &mut expected) {
             Some(field) if field.numbers[0] != 0 => {
                 if reader.peek() == Some(b'n') {
                     reader.literal("null")?;

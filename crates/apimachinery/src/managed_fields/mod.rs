@@ -5,6 +5,7 @@
 //! forced, and removes what the manager no longer mentions and nobody else owns. A write that changes nothing leaves
 //! the entries, times included, as they were.
 
+mod created;
 pub mod set;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ pub use walk::merge;
 
 use serde_json::{Map, Value, json};
 
+pub use self::created::{Unusual, created};
 use self::set::Set;
 use crate::codec::{self, Strictness};
 use crate::schema::Schema;
@@ -183,29 +185,32 @@ fn put_value(object: &mut Value, managed: Value) {
     }
 }
 
-/// What nobody owns.
+/// Members of the metadata that nobody owns.
+const UNOWNED: [&str; 9] = [
+    "f:name",
+    "f:namespace",
+    "f:creationTimestamp",
+    "f:selfLink",
+    "f:uid",
+    "f:clusterName",
+    "f:generation",
+    "f:managedFields",
+    "f:resourceVersion",
+];
+
+/// Takes out what nobody owns.
 fn strip(fields: &mut Set) {
-    for name in ["f:apiVersion", "f:kind"] {
-        fields.remove(name);
+    const METADATA: &str = "f:metadata";
+    fields.remove("f:apiVersion");
+    fields.remove("f:kind");
+    let Some(Value::Object(metadata)) = fields.get_mut(METADATA) else { return };
+    metadata.remove(set::SELF);
+    for name in UNOWNED {
+        metadata.remove(name);
     }
-    let mut own = Set::new();
-    let names = [
-        "name",
-        "namespace",
-        "creationTimestamp",
-        "selfLink",
-        "uid",
-        "clusterName",
-        "generation",
-        "managedFields",
-        "resourceVersion",
-    ];
-    let mut below = Set::new();
-    for name in names {
-        set::insert(&mut below, format!("f:{name}"), true, Set::new());
+    if metadata.is_empty() {
+        fields.remove(METADATA);
     }
-    set::insert(&mut own, "f:metadata".into(), true, below);
-    set::subtract(fields, &own);
 }
 
 fn reset_set(paths: &[&[&str]]) -> Set {
@@ -272,18 +277,9 @@ pub fn update(live: Option<&Value>, new: &mut Value, schema: &Schema, writer: &W
         // Written before fields were tracked, or tracking was reset: the first apply will begin it.
         return;
     }
-    let nothing = schema.blank();
-    let before = managers.clone();
+    let nothing = if live.is_none() { schema.blank() } else { Value::Null };
     give_changes(&mut managers, live.unwrap_or(&nothing), new, schema, writer, true);
     cap(&mut managers);
-    if let (Some(live), Some(managed)) = (live, live_managed)
-        && same_but_times(&before, &managers)
-        && untouched
-        && same_but_managed(live, new)
-    {
-        put_value(new, managed.clone());
-        return;
-    }
     put_managed_fields(new, managers);
 }
 
@@ -311,7 +307,7 @@ fn give_changes(
     if changes.is_same() {
         return;
     }
-    let mut own = changes.changed();
+    let mut own = changes.take_changed();
     for entry in managers.iter_mut() {
         set::subtract(&mut entry.fields, &own);
         set::subtract(&mut entry.fields, &changes.removed);
@@ -323,7 +319,7 @@ fn give_changes(
         let entry = Entry::new(writer, false, own);
         match managers.iter_mut().find(|e| e.same_owner(&entry)) {
             Some(existing) => {
-                set::union(&mut existing.fields, &entry.fields);
+                set::absorb(&mut existing.fields, entry.fields);
                 existing.time = entry.time;
             }
             None => managers.push(entry),
@@ -432,7 +428,7 @@ pub fn apply(
     for part in [&mut changes.removed, &mut changes.modified, &mut changes.added] {
         set::subtract_trees(part, &reset);
     }
-    let changed = changes.changed();
+    let changed = changes.take_changed();
     let mut conflicts: Vec<(&Entry, Set)> = managers
         .iter()
         .map(|e| (e, set::intersection(&e.fields, &changed)))

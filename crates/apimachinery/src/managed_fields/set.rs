@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 /// A set of paths below one node.
 pub type Set = Map<String, Value>;
 
-const SELF: &str = ".";
+/// Marks a node with children as a member itself.
+pub const SELF: &str = ".";
 
 /// Whether a node is itself in the set.
 pub fn is_member(node: &Set) -> bool {
@@ -19,7 +20,7 @@ fn has_children(node: &Set) -> bool {
 }
 
 /// A node from its parts; `None` if it stands for nothing.
-fn node(member: bool, mut children: Set) -> Option<Set> {
+pub fn node(member: bool, mut children: Set) -> Option<Set> {
     children.remove(SELF);
     match (member, children.is_empty()) {
         (false, true) => None,
@@ -62,6 +63,28 @@ pub fn union(a: &mut Set, b: &Set) {
             Some(Value::Object(ours)) => *ours = union_node(std::mem::take(ours), theirs),
             _ => {
                 a.insert(element.clone(), Value::Object(theirs.clone()));
+            }
+        }
+    }
+}
+
+/// `a ∪ b`, into `a`, without copying where only one of them has something.
+pub fn absorb(a: &mut Set, b: Set) {
+    if a.is_empty() {
+        *a = b;
+        return;
+    }
+    for (element, theirs) in b {
+        match (a.get_mut(&element), theirs) {
+            (Some(Value::Object(ours)), Value::Object(mut theirs)) => {
+                let member = is_member(ours) || is_member(&theirs);
+                ours.remove(SELF);
+                theirs.remove(SELF);
+                absorb(ours, theirs);
+                *ours = node(member, std::mem::take(ours)).unwrap_or_default();
+            }
+            (_, theirs) => {
+                a.insert(element, theirs);
             }
         }
     }
@@ -191,7 +214,7 @@ mod tests {
         let mut u = a();
         union(&mut u, &b);
         assert_eq!(
-            Value::from(u),
+            Value::from(u.clone()),
             json!({"f:a": {}, "f:b": {".": {}, "f:c": {}}, "f:d": {"f:e": {}, "f:f": {}}})
         );
         let mut d = a();
@@ -201,6 +224,9 @@ mod tests {
         subtract_trees(&mut t, &b);
         assert_eq!(Value::from(t), json!({"f:a": {}}));
         assert_eq!(Value::from(intersection(&a(), &b)), json!({"f:b": {}, "f:d": {"f:e": {}}}));
+        let mut absorbed = a();
+        absorb(&mut absorbed, b.clone());
+        assert_eq!(Value::from(absorbed), Value::from(u.clone()));
         let mut leaf = set(json!({"f:a": {}}));
         union(&mut leaf, &set(json!({"f:a": {"f:x": {}}})));
         assert_eq!(Value::from(leaf), json!({"f:a": {".": {}, "f:x": {}}}));

@@ -11,7 +11,7 @@ use crate::schema::{Kind, ListType, Schema};
 
 /// How a value is taken apart. Where there is no schema, objects are taken apart and lists are not.
 #[derive(Clone, Copy)]
-enum Shape<'s> {
+pub(super) enum Shape<'s> {
     Leaf,
     /// Members, with the schema where they are declared.
     Object(Option<&'s Schema>),
@@ -21,7 +21,7 @@ enum Shape<'s> {
     Keyed(&'s Schema, &'s [Cow<'static, str>]),
 }
 
-fn shape<'s>(schema: Option<&'s Schema>, value: &Value) -> Shape<'s> {
+pub(super) fn shape<'s>(schema: Option<&'s Schema>, value: &Value) -> Shape<'s> {
     let Some(schema) = schema else {
         return if value.is_object() { Shape::Object(None) } else { Shape::Leaf };
     };
@@ -46,7 +46,7 @@ fn shape<'s>(schema: Option<&'s Schema>, value: &Value) -> Shape<'s> {
 }
 
 /// The schema of a member, and whether it is a declared field (rather than a key of a map).
-fn member<'s>(schema: Option<&'s Schema>, name: &str) -> (Option<&'s Schema>, bool) {
+pub(super) fn member<'s>(schema: Option<&'s Schema>, name: &str) -> (Option<&'s Schema>, bool) {
     match schema {
         None => (None, false),
         Some(schema) => match &schema.kind {
@@ -66,27 +66,52 @@ fn field_element(name: &str) -> String {
     element
 }
 
+fn push_json(out: &mut String, value: &Value) {
+    use std::fmt::Write;
+    // Writing to a string cannot fail.
+    let _ = write!(out, "{value}");
+}
+
 fn value_element(value: &Value) -> String {
-    format!("v:{value}")
+    let mut element = String::from("v:");
+    push_json(&mut element, value);
+    element
 }
 
 /// `k:{"name":"a"}`; keys that are missing take their default.
 fn key_element(item: &Value, items: &Schema, keys: &[Cow<'static, str>]) -> Option<String> {
-    let mut parts = Map::new();
+    let mut parts: SmallVec<[(&str, Cow<'_, Value>); 2]> = SmallVec::new();
     for key in keys {
         let value = match item.get(&**key) {
-            Some(Value::Null) | None => items.field(key).and_then(|f| f.default()),
-            Some(value) => Some(value.clone()),
+            Some(Value::Null) | None => items.field(key).and_then(|f| f.default()).map(Cow::Owned),
+            Some(value) => Some(Cow::Borrowed(value)),
         };
         if let Some(value) = value {
-            parts.insert(key.clone().into_owned(), value);
+            parts.push((key, value));
         }
     }
-    if parts.is_empty() { None } else { Some(format!("k:{}", Value::Object(parts))) }
+    if parts.is_empty() {
+        return None;
+    }
+    parts.sort_by_key(|(key, _)| *key);
+    let mut element = String::with_capacity(32);
+    element.push_str("k:{");
+    for (i, (key, value)) in parts.iter().enumerate() {
+        // Keys are names of fields, which need no escaping.
+        element.push_str(if i == 0 { "\"" } else { ",\"" });
+        element.push_str(key);
+        element.push_str("\":");
+        push_json(&mut element, value);
+    }
+    element.push('}');
+    Some(element)
 }
 
 /// The elements of a list, with their names in sets. Elements without identity are left out.
-fn elements<'v, 's>(shape: Shape<'s>, list: &'v [Value]) -> Vec<(String, &'v Value, Option<&'s Schema>)> {
+pub(super) fn elements<'v, 's>(
+    shape: Shape<'s>,
+    list: &'v [Value],
+) -> Vec<(String, &'v Value, Option<&'s Schema>)> {
     list.iter()
         .filter_map(|item| match shape {
             Shape::Keyed(items, keys) => key_element(item, items, keys).map(|e| (e, item, Some(items))),
@@ -95,9 +120,12 @@ fn elements<'v, 's>(shape: Shape<'s>, list: &'v [Value]) -> Vec<(String, &'v Val
         .collect()
 }
 
+pub(super) fn is_object_meta(schema: &Schema) -> bool {
+    schema.name == "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+}
+
 fn is_managed_fields(schema: Option<&Schema>, name: &str) -> bool {
-    name == "managedFields"
-        && schema.is_some_and(|s| s.name == "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
+    name == "managedFields" && schema.is_some_and(is_object_meta)
 }
 
 /// All fields of an object.
@@ -153,25 +181,79 @@ impl Comparison {
         self.removed.is_empty() && self.modified.is_empty() && self.added.is_empty()
     }
 
-    /// What the new object says about more fields than the old one, or otherwise.
-    pub fn changed(&self) -> Set {
-        let mut changed = self.modified.clone();
-        set::union(&mut changed, &self.added);
+    /// What the new object says about more fields than the old one, or otherwise; takes it out.
+    pub fn take_changed(&mut self) -> Set {
+        let mut changed = std::mem::take(&mut self.modified);
+        set::absorb(&mut changed, std::mem::take(&mut self.added));
         changed
     }
 
-    fn insert(&mut self, element: &str, below: (Membership, Comparison)) {
+    /// Adds an element that is not there yet.
+    fn insert(&mut self, element: String, below: (Membership, Comparison)) {
         let (membership, below) = below;
-        for (set, member, below) in [
+        let mut nodes = [
             (&mut self.removed, Membership::Removed, below.removed),
             (&mut self.modified, Membership::Modified, below.modified),
             (&mut self.added, Membership::Added, below.added),
-        ] {
-            if membership == member || !below.is_empty() {
-                set::insert(set, element.to_owned(), membership == member, below);
+        ]
+        .into_iter()
+        .filter_map(|(set, member, below)| Some((set, set::node(membership == member, below)?)))
+        .peekable();
+        while let Some((set, node)) = nodes.next() {
+            if nodes.peek().is_none() {
+                set.insert(element, Value::Object(node));
+                return;
             }
+            set.insert(element.clone(), Value::Object(node));
         }
     }
+}
+
+/// The node of a value that one of two objects does not have at all: every field below it, itself included. `None` for
+/// null, which is nothing.
+fn whole_node(value: &Value, schema: Option<&Schema>) -> Option<Set> {
+    if value.is_null() {
+        return None;
+    }
+    // Sorts before every element; alone it is left out.
+    let own = || (set::SELF.to_owned(), Value::Object(Set::new()));
+    let below: Vec<(String, Value)> = match (shape(schema, value), value) {
+        (Shape::Object(schema), Value::Object(object)) => {
+            let mut below = Vec::with_capacity(object.len() + 1);
+            below.push(own());
+            let is_meta = schema.is_some_and(is_object_meta);
+            for (name, value) in object {
+                if is_meta && name == "managedFields" {
+                    continue;
+                }
+                if let Some(node) = whole_node(value, member(schema, name).0) {
+                    below.push((field_element(name), Value::Object(node)));
+                }
+            }
+            below
+        }
+        (shape @ (Shape::Set | Shape::Keyed(..)), Value::Array(list)) => {
+            let mut below = Vec::with_capacity(list.len() + 1);
+            below.push(own());
+            for (element, value, schema) in elements(shape, list) {
+                if let Some(node) = whole_node(value, schema) {
+                    below.push((element, Value::Object(node)));
+                }
+            }
+            below.sort_by(|(a, _), (b, _)| a.cmp(b));
+            // Duplicates are owned as one.
+            below.dedup_by(|(later, _), (earlier, node)| {
+                let same = later == earlier;
+                if same {
+                    *node = Value::Object(Set::new());
+                }
+                same
+            });
+            below
+        }
+        _ => return Some(Set::new()),
+    };
+    Some(if below.len() > 1 { below.into_iter().collect() } else { Set::new() })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -190,10 +272,23 @@ fn differ(old: Option<&Value>, new: Option<&Value>, schema: Option<&Schema>) -> 
     let mut out = Comparison::default();
     let whole = match (old, new) {
         (None, None) => return (Membership::Same, out),
-        (Some(_), None) => Membership::Removed,
-        (None, Some(_)) => Membership::Added,
-        (Some(old), Some(new)) if old == new => return (Membership::Same, out),
         (Some(_), Some(_)) => Membership::Modified,
+        (Some(one), None) | (None, Some(one)) => {
+            let membership = match (whole_node(one, schema), old) {
+                (None, _) => return (Membership::Same, out),
+                (Some(mut node), Some(_)) => {
+                    node.remove(set::SELF);
+                    out.removed = node;
+                    Membership::Removed
+                }
+                (Some(mut node), None) => {
+                    node.remove(set::SELF);
+                    out.added = node;
+                    Membership::Added
+                }
+            };
+            return (membership, out);
+        }
     };
     let Some(some) = new.filter(|v| !v.is_null()).or(old) else { return (Membership::Same, out) };
     let empty = |v: Option<&Value>| match v {
@@ -225,7 +320,7 @@ fn differ(old: Option<&Value>, new: Option<&Value>, schema: Option<&Schema>) -> 
                 let (old, new) = (old_members.get(name), new_members.get(name));
                 if old != new {
                     let below = differ(old, new, member(schema, name).0);
-                    out.insert(&field_element(name), below);
+                    out.insert(field_element(name), below);
                 }
             }
         }
@@ -254,15 +349,11 @@ fn differ(old: Option<&Value>, new: Option<&Value>, schema: Option<&Schema>) -> 
                     };
                     (membership, Comparison::default())
                 };
-                out.insert(&element, below);
+                out.insert(element, below);
             }
         }
     }
-    let membership = match whole {
-        Membership::Modified => Membership::Same,
-        other => other,
-    };
-    (membership, out)
+    (Membership::Same, out)
 }
 
 /// `config` laid over `live`.
