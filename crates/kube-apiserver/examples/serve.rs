@@ -1,5 +1,6 @@
-//! An API server alone, for trying kubectl on: `cargo run -p kube-apiserver --example serve -- 7443 /tmp/data`.
-//! Prints the kubeconfig's path. The store is in the given directory and is not synced to disk.
+//! An API server alone, for trying kubectl on and for measuring:
+//! `cargo run -p kube-apiserver --example serve -- 7443 /tmp/data`. Prints the kubeconfig's path. Allocator and threads
+//! are the ones of the binary `isopod`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -8,17 +9,20 @@ use std::sync::Arc;
 use etcd::{Directory, Engine, Options};
 use tokio_util::sync::CancellationToken;
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(serve())
+}
+
+async fn serve() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let port: u16 = args.next().unwrap_or_default().parse().unwrap_or(7443);
     let data = PathBuf::from(args.next().unwrap_or_else(|| "/tmp/isopod-apiserver".to_owned()));
     std::fs::create_dir_all(&data)?;
-    let engine = Engine::open(
-        Arc::new(Directory::open(&data.join("store"))?),
-        Options { sync: false, ..Options::default() },
-    )?;
+    let engine = Engine::open(Arc::new(Directory::open(&data.join("store"))?), Options::default())?;
     let key = rcgen::KeyPair::generate()?;
     let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?
         .self_signed(&key)?;

@@ -1,9 +1,9 @@
 //! The server's own figures, in Prometheus' text form and under upstream's names.
 
-use std::collections::HashMap;
 use std::fmt::Write;
 use std::time::Duration;
 
+use hashbrown::{Equivalent, HashMap};
 use parking_lot::Mutex;
 
 use crate::seams::RequestInfo;
@@ -23,6 +23,41 @@ struct Key {
     code: u16,
 }
 
+/// A [`Key`] that is looked for, without a copy of its parts.
+#[derive(Clone, Copy, Hash)]
+struct Wanted<'a> {
+    verb: &'a str,
+    group: &'a str,
+    version: &'a str,
+    resource: &'a str,
+    subresource: &'a str,
+    code: u16,
+}
+
+impl Equivalent<Key> for Wanted<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.code == key.code
+            && self.resource == key.resource
+            && self.verb == key.verb
+            && self.subresource == key.subresource
+            && self.group == key.group
+            && self.version == key.version
+    }
+}
+
+impl From<&Wanted<'_>> for Key {
+    fn from(wanted: &Wanted<'_>) -> Key {
+        Key {
+            verb: wanted.verb.to_owned(),
+            group: wanted.group.to_owned(),
+            version: wanted.version.to_owned(),
+            resource: wanted.resource.to_owned(),
+            subresource: wanted.subresource.to_owned(),
+            code: wanted.code,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Series {
     count: u64,
@@ -37,28 +72,36 @@ pub struct Metrics {
 
 impl Metrics {
     pub fn answered(&self, info: &RequestInfo, code: u16, took: Duration) {
-        let mut key = Key {
-            verb: match info.verb.as_str() {
-                "create" => "POST".to_owned(),
-                "update" => "PUT".to_owned(),
-                other => other.to_ascii_uppercase(),
-            },
-            group: info.group.clone(),
-            version: info.version.clone(),
-            resource: info.resource.clone(),
-            subresource: info.subresource.clone(),
+        let verb = match info.verb.as_str() {
+            "get" => "GET",
+            "create" => "POST",
+            "update" => "PUT",
+            "patch" => "PATCH",
+            "list" => "LIST",
+            "watch" => "WATCH",
+            "delete" => "DELETE",
+            "deletecollection" => "DELETECOLLECTION",
+            other => &other.to_ascii_uppercase(),
+        };
+        let path;
+        let mut wanted = Wanted {
+            verb,
+            group: &info.group,
+            version: &info.version,
+            resource: &info.resource,
+            subresource: &info.subresource,
             code,
         };
         if !info.is_resource {
-            key.subresource = info.path.split('/').take(2).collect::<Vec<_>>().join("/");
+            path = info.path.split('/').take(2).collect::<Vec<_>>().join("/");
+            wanted.subresource = &path;
         }
         let mut requests = self.requests.lock();
-        if requests.len() >= SERIES_MAX && !requests.contains_key(&key) {
-            for part in [&mut key.group, &mut key.version, &mut key.resource, &mut key.subresource] {
-                "other".clone_into(part);
-            }
+        if requests.len() >= SERIES_MAX && !requests.contains_key(&wanted) {
+            let other = "other";
+            wanted = Wanted { group: other, version: other, resource: other, subresource: other, ..wanted };
         }
-        let series = requests.entry(key).or_default();
+        let series = requests.entry_ref(&wanted).or_default();
         series.count += 1;
         let seconds = took.as_secs_f64();
         series.seconds += seconds;

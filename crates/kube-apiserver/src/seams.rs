@@ -99,6 +99,10 @@ pub trait Admission: Send + Sync + 'static {
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status>;
     /// Validating plugins, policies and webhooks.
     async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status>;
+    /// Whether anybody from outside (a webhook, a policy) may see objects now, and so must see all of them.
+    fn shows_objects(&self) -> bool {
+        true
+    }
 }
 
 /// Values a write reserves outside its object (cluster IPs, node ports). Called inside create, update and delete of

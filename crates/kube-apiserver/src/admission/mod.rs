@@ -174,6 +174,10 @@ impl Admission for Chain {
         Ok(())
     }
 
+    fn shows_objects(&self) -> bool {
+        self.webhooks.any(&self.context) || self.policies.any(&self.context)
+    }
+
     async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
         conditions::check_configuration(&self.context, request)?;
         authorization::escalation::check(&self.context.authorizers, request)?;

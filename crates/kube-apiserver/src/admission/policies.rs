@@ -266,6 +266,11 @@ impl Default for Policies {
 }
 
 impl Policies {
+    /// Whether there is a policy with a binding.
+    pub fn any(&self, context: &Context) -> bool {
+        [&self.validating, &self.mutating].iter().any(|source| !source.load(context).1.is_empty())
+    }
+
     pub fn validate(&self, context: &Context, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
         if matching::is_exempt(request) {
             return Ok(());

@@ -8,10 +8,15 @@ use crate::seams::{AdmissionRequest, Operation};
 
 const GROUP: &str = "scheduling.k8s.io";
 
+const MARK: &[u8] = b"\"globalDefault\":true";
+
 fn default_class(context: &Context) -> Option<Value> {
     let classes = context.objects.list(GROUP, "priorityclasses", None);
+    // Stored objects have no blanks; most classes are passed over without decoding them.
+    let marked = |body: &[u8]| memchr::memmem::find(body, MARK).is_some();
     let mut defaults: Vec<Value> = classes
         .iter()
+        .filter(|c| marked(&c.body))
         .filter_map(|c| serde_json::from_slice::<Value>(&c.body).ok())
         .filter(|c| c["globalDefault"] == true)
         .collect();

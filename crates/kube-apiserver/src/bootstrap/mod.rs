@@ -242,12 +242,17 @@ impl Bootstrap {
         let mut endpoints = self.objects.changes("", "endpoints");
         let mut schemas = self.objects.changes(FLOW_CONTROL, "flowschemas");
         let mut levels = self.objects.changes(FLOW_CONTROL, "prioritylevelconfigurations");
+        let (mut of_roles, mut of_flows) = (true, true);
         loop {
-            for changes in [&mut roles, &mut schemas, &mut levels] {
-                changes.mark_unchanged();
+            if std::mem::take(&mut of_roles) {
+                roles.mark_unchanged();
+                self.aggregate().await;
             }
-            self.aggregate().await;
-            self.flow_schema_conditions().await;
+            if std::mem::take(&mut of_flows) {
+                schemas.mark_unchanged();
+                levels.mark_unchanged();
+                self.flow_schema_conditions().await;
+            }
             let missing = self.namespaces();
             self.ensure_all(missing).await;
             self.ensure_kubernetes_service().await;
@@ -256,9 +261,9 @@ impl Bootstrap {
             }
             let changed = tokio::select! {
                 r = namespaces.changed() => r,
-                r = roles.changed() => r,
-                r = schemas.changed() => r,
-                r = levels.changed() => r,
+                r = roles.changed() => { of_roles = true; r }
+                r = schemas.changed() => { of_flows = true; r }
+                r = levels.changed() => { of_flows = true; r }
                 r = services.changed() => { tokio::time::sleep(REST).await; r }
                 r = slices.changed() => { tokio::time::sleep(REST).await; r }
                 r = endpoints.changed() => { tokio::time::sleep(REST).await; r }

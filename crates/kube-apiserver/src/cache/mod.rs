@@ -1,9 +1,9 @@
 //! The watch cache: one watch over the whole store, dispatched to one cache per resource.
 //!
 //! Sketch: a store event costs one parse of the object (for its attributes), one insertion into an ordered map, one
-//! slot in the resource's ring and one `try_send` of an `Arc` per interested watcher. Watchers share the encoded frame
-//! of an event; nobody copies the body but the one who first needs the frame. Memory: the store's own bytes are
-//! shared, an object adds its attributes (~300 B) and a map entry; a ring holds at most [`resource::RING_EVENTS_MAX`]
+//! slot in the resource's ring and one `try_send` of an `Arc` per interested watcher, who wakes up once for the events of
+//! a batch. Watchers share the encoded frame of an event; nobody copies the body but the one who first needs the frame.
+//! Memory: an object is its bytes, its attributes (~300 B) and a map entry; a ring holds at most [`resource::RING_EVENTS_MAX`]
 //! events.
 //!
 //! One watch means one progress revision: a consistent list waits until that has passed the store's revision.
@@ -26,11 +26,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use events::{CachedEvent, EventKind, Frame};
+use resource::Incoming;
 pub use resource::{ResourceCache, ResourceKind, Snapshot, Start, TooOld, Watcher};
 
 /// Where upstream keeps everything.
 pub const ROOT: &str = "/registry/";
 
+/// Changes of one resource applied at a time, during which its readers wait.
+const TOGETHER_MAX: usize = 64;
 const RELIST_PAUSE: Duration = Duration::from_millis(200);
 /// How long a consistent read waits for the cache before it reads the store itself.
 const CATCH_UP_MAX: Duration = Duration::from_secs(2);
@@ -182,13 +185,27 @@ impl Cache {
     }
 
     fn apply(&self, batch: EventBatch) {
+        let mut together: Option<(Arc<ResourceCache>, Vec<Incoming>)> = None;
         for event in batch.events {
             let Some((cache, at)) = self.route(event.key()) else { continue };
             let prepared = match &event {
                 Event::Put { kv, .. } => self.prepared.lock().remove(&(kv.value.as_ptr() as usize)),
                 Event::Delete { .. } => None,
             };
-            cache.apply(event, at, prepared);
+            let incoming = Incoming { event, at, prepared };
+            match &mut together {
+                Some((same, changes)) if Arc::ptr_eq(same, &cache) && changes.len() < TOGETHER_MAX => {
+                    changes.push(incoming);
+                }
+                _ => {
+                    if let Some((cache, changes)) = together.replace((cache, vec![incoming])) {
+                        cache.apply(changes);
+                    }
+                }
+            }
+        }
+        if let Some((cache, changes)) = together {
+            cache.apply(changes);
         }
         self.advance(batch.revision as u64);
     }

@@ -63,6 +63,15 @@ pub struct Snapshot {
     pub revision: u64,
 }
 
+/// A change of the store on its way into a cache.
+pub(super) struct Incoming {
+    pub event: Event,
+    /// Where the object's own key begins in the store's.
+    pub at: usize,
+    /// The object, where this server wrote it and need not read it again.
+    pub prepared: Option<Arc<Encoded>>,
+}
+
 struct Subscriber {
     id: u64,
     matches: Option<Matches>,
@@ -191,10 +200,48 @@ impl ResourceCache {
         state.closed = true;
     }
 
-    /// Applies one change of the store; `at` is where the object's own key begins in the store's.
-    pub(super) fn apply(&self, event: Event, at: usize, prepared: Option<Arc<Encoded>>) {
+    /// Applies changes of the store, and tells watchers of all of them at once.
+    pub(super) fn apply(&self, changes: impl IntoIterator<Item = Incoming>) {
+        let ready: Vec<_> = changes.into_iter().filter_map(|change| self.ready(change)).collect();
+        let mut state = self.state.write();
+        let mut events = Vec::with_capacity(ready.len());
+        let mut newest = 0;
+        for (key, revision, put) in ready {
+            if revision <= state.revision
+                && state.objects.get(&key).is_some_and(|o| o.resource_version >= revision)
+            {
+                continue;
+            }
+            let previous = match &put {
+                Some(object) => state.objects.insert(key, object.clone()),
+                None => state.objects.remove(&key),
+            };
+            state.revision = state.revision.max(revision);
+            newest = revision;
+            events.push(match (put, previous) {
+                (Some(object), previous) => {
+                    let kind = if previous.is_some() { EventKind::Modified } else { EventKind::Added };
+                    CachedEvent { kind, object, previous, revision }
+                }
+                (None, Some(last)) => {
+                    let object = Arc::new(Encoded { resource_version: revision, ..Encoded::clone(&last) });
+                    CachedEvent { kind: EventKind::Deleted, object, previous: Some(last), revision }
+                }
+                (None, None) => continue,
+            });
+        }
+        state.publish(events);
+        drop(state);
+        if newest > 0 {
+            self.changes.send_replace(newest);
+        }
+    }
+
+    /// A change as key, revision and object (`None` deletes); `None` where it cannot be read.
+    fn ready(&self, change: Incoming) -> Option<(Box<str>, u64, Option<Arc<Encoded>>)> {
+        let Incoming { event, at, prepared } = change;
         let revision = event.revision() as u64;
-        let Some(key) = key_text(event.key(), at).map(Box::<str>::from) else { return };
+        let key = key_text(event.key(), at).map(Box::<str>::from)?;
         let put = match &event {
             Event::Put { kv, .. } => {
                 let object = match prepared {
@@ -210,37 +257,13 @@ impl ResourceCache {
                     Ok(object) => Some(object),
                     Err(error) => {
                         tracing::error!(%key, %error, "stored object is unreadable");
-                        return;
+                        return None;
                     }
                 }
             }
             Event::Delete { .. } => None,
         };
-        let mut state = self.state.write();
-        if revision <= state.revision
-            && state.objects.get(&key).is_some_and(|o| o.resource_version >= revision)
-        {
-            return;
-        }
-        let previous = match &put {
-            Some(object) => state.objects.insert(key, object.clone()),
-            None => state.objects.remove(&key),
-        };
-        state.revision = state.revision.max(revision);
-        let cached = match (put, previous) {
-            (Some(object), previous) => {
-                let kind = if previous.is_some() { EventKind::Modified } else { EventKind::Added };
-                CachedEvent { kind, object, previous, revision }
-            }
-            (None, Some(last)) => {
-                let object = Arc::new(Encoded { resource_version: revision, ..Encoded::clone(&last) });
-                CachedEvent { kind: EventKind::Deleted, object, previous: Some(last), revision }
-            }
-            (None, None) => return,
-        };
-        state.publish(Arc::new(cached));
-        drop(state);
-        self.changes.send_replace(revision);
+        Some((key, revision, put))
     }
 
     /// Begins a watch. `prefix` and `matches` select as in [`ResourceCache::snapshot`].
@@ -293,18 +316,24 @@ impl ResourceCache {
 }
 
 impl State {
-    fn publish(&mut self, event: Arc<CachedEvent>) {
-        let frame = Arc::new(Frame::new(event.clone()));
+    /// Every watcher gets all its events before the next one gets any: it wakes up once and finds them together.
+    fn publish(&mut self, events: Vec<CachedEvent>) {
+        let frames: Vec<Arc<Frame>> =
+            events.into_iter().map(|event| Arc::new(Frame::new(Arc::new(event)))).collect();
         self.subscribers.retain(|s| {
-            let kind = match &s.matches {
-                None => Some(event.kind),
-                Some(matches) => event.kind_for(|a| matches(a)),
-            };
-            // Full or closed: the watcher is cut off and its channel ends after what it holds.
-            kind.is_none_or(|kind| s.sender.try_send((kind, frame.clone())).is_ok())
+            frames.iter().all(|frame| {
+                let kind = match &s.matches {
+                    None => Some(frame.event.kind),
+                    Some(matches) => frame.event.kind_for(|a| matches(a)),
+                };
+                // Full or closed: the watcher is cut off and its channel ends after what it holds.
+                kind.is_none_or(|kind| s.sender.try_send((kind, frame.clone())).is_ok())
+            })
         });
-        self.ring_bytes += event.object.body.len();
-        self.ring.push_back(event);
+        for frame in frames {
+            self.ring_bytes += frame.event.object.body.len();
+            self.ring.push_back(frame.event.clone());
+        }
         while self.ring.len() > RING_EVENTS_MAX
             || (self.ring_bytes > RING_BYTES_MAX && self.ring.len() > RING_EVENTS_MIN)
         {

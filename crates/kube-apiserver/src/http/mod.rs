@@ -4,6 +4,7 @@ pub mod body;
 pub mod compression;
 pub mod connection;
 pub mod filters;
+mod gather;
 pub mod negotiation;
 pub mod request_info;
 pub mod respond;

@@ -268,8 +268,8 @@ impl Write<'_> {
             self.admit_deletion(namespace, name, &old).await?;
             let outcome = match plan(entry, &old, options, registry.clock.now()) {
                 Plan::Wait => return Ok(Deleted { object: stored, gone: false }),
-                Plan::Mark(new) => {
-                    let encoded = encode(entry, new);
+                Plan::Mark(mut new) => {
+                    let encoded = encode(entry, &mut new);
                     if self.dry_run {
                         let object = Encoded { resource_version: stored.resource_version, ..encoded };
                         return Ok(Deleted { object: Arc::new(object), gone: false });

@@ -114,6 +114,26 @@ pub fn api_version(group: &str, version: &str) -> String {
 pub struct Table {
     /// group → version → resource
     groups: BTreeMap<String, BTreeMap<String, BTreeMap<String, Arc<Entry>>>>,
+    /// What [`Table::find_any`] answers, by group and resource: it is asked many times for every request.
+    any: hashbrown::HashMap<Name, Arc<Entry>>,
+}
+
+#[derive(Clone, Hash, PartialEq, Eq)]
+struct Name {
+    group: String,
+    resource: String,
+}
+
+#[derive(Hash)]
+struct NameRef<'a> {
+    group: &'a str,
+    resource: &'a str,
+}
+
+impl hashbrown::Equivalent<Name> for NameRef<'_> {
+    fn equivalent(&self, name: &Name) -> bool {
+        self.resource == name.resource && self.group == name.group
+    }
 }
 
 impl Table {
@@ -123,6 +143,10 @@ impl Table {
 
     /// A resource in its storage version, or else in any.
     pub fn find_any(&self, group: &str, resource: &str) -> Option<&Arc<Entry>> {
+        self.any.get(&NameRef { group, resource })
+    }
+
+    fn choose_any(&self, group: &str, resource: &str) -> Option<&Arc<Entry>> {
         let versions = self.groups.get(group)?;
         let mut found = versions.values().filter_map(|v| v.get(resource));
         let first = found.next()?;
@@ -138,16 +162,21 @@ impl Table {
     }
 
     pub fn insert(&mut self, entry: Arc<Entry>) {
+        let name = Name { group: entry.group.clone(), resource: entry.resource.clone() };
         self.groups
             .entry(entry.group.clone())
             .or_default()
             .entry(entry.version.clone())
             .or_default()
             .insert(entry.resource.clone(), entry);
+        if let Some(any) = self.choose_any(&name.group, &name.resource).cloned() {
+            self.any.insert(name, any);
+        }
     }
 
     /// Removes every version of a resource.
     pub fn remove(&mut self, group: &str, resource: &str) {
+        self.any.remove(&NameRef { group, resource });
         if let Some(versions) = self.groups.get_mut(group) {
             for resources in versions.values_mut() {
                 resources.remove(resource);

@@ -264,7 +264,7 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
             "list" => {
                 let show = call.show(entry, registry)?;
                 let page = registry.list(entry, &selection, &ListOptions::parse(&call.query)?).await?;
-                list::response(show, page)
+                list::response(show, page).await
             }
             "watch" => {
                 ListOptions::parse(&call.query)?;
@@ -574,5 +574,5 @@ async fn delete_collection(
     }
     call.warnings.append(&mut write.warnings);
     page.items = deleted;
-    list::response(show, page)
+    list::response(show, page).await
 }

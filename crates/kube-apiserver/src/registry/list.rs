@@ -297,7 +297,7 @@ fn list_metadata(page: &Page) -> Value {
 }
 
 /// The answer with a page.
-pub fn response(show: Show<'_>, page: Page) -> Result<Response<Body>, Status> {
+pub async fn response(show: Show<'_>, page: Page) -> Result<Response<Body>, Status> {
     let metadata = list_metadata(&page);
     let (kind, api_version) = match show.accept.view {
         View::Whole => (show.entry.list_kind.clone(), show.entry.api_version()),
@@ -323,7 +323,7 @@ pub fn response(show: Show<'_>, page: Page) -> Result<Response<Body>, Status> {
     }
     if show.accept.encoding == Encoding::Protobuf
         && show.accept.view == View::Whole
-        && let Some(response) = crate::wire::protobuf_list(show, &page.items, &metadata)?
+        && let Some(response) = crate::wire::protobuf_list(show, &page.items, &metadata).await?
     {
         return Ok(response);
     }

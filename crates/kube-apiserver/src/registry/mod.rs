@@ -108,10 +108,21 @@ impl Registry {
         out.into()
     }
 
-    /// Reads one object from the store, consistently; shares the cache's copy when that is the same revision.
+    /// Reads one object from the store, consistently; shares the cache's copy when that is the same revision. Then the
+    /// store is asked for the revision alone, since values lie on disk.
     pub async fn read(&self, cache: &ResourceCache, key: &str) -> Result<Option<Arc<Encoded>>, Status> {
         let mut request = RangeRequest::new(KeyRange::key(Self::store_key(cache, key)));
         request.limit = 1;
+        if let Some(cached) = cache.get(key) {
+            let request = RangeRequest { keys_only: true, ..request.clone() };
+            let found = self.store.range(request).await.map_err(|e| respond::store_error(&e))?;
+            match found.kvs.first() {
+                None => return Ok(None),
+                Some(kv) if cached.resource_version == kv.mod_revision as u64 => return Ok(Some(cached)),
+                // Either of the two is behind.
+                Some(_) => {}
+            }
+        }
         let found = self.store.range(request).await.map_err(|e| respond::store_error(&e))?;
         found.kvs.first().map(|kv| self.encoded(cache, key, kv)).transpose()
     }

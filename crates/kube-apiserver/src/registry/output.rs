@@ -15,6 +15,9 @@ use crate::http::negotiation::{Accept, Encoding, View};
 use crate::http::respond;
 use crate::wire;
 
+/// Objects up to this size are copied into an answer.
+const COPIED_BYTES_MAX: usize = 64 << 10;
+
 /// How much of each object a table row carries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IncludeObject {
@@ -82,11 +85,25 @@ impl Show<'_> {
     /// The answer with one object.
     pub fn response(&self, code: StatusCode, object: &Encoded) -> Result<Response<Body>, Status> {
         if self.is_verbatim() {
-            let pieces = object.parts().into_iter().filter(|p| !p.is_empty()).collect();
-            let mut response = Response::new(Body::Pieces(pieces));
+            // One piece, small objects copied: every piece is a frame of its own.
+            let body = if object.body.len() <= COPIED_BYTES_MAX {
+                Body::full(object.to_json())
+            } else {
+                Body::Pieces(object.parts().into_iter().filter(|p| !p.is_empty()).collect())
+            };
+            let mut response = Response::new(body);
             *response.status_mut() = code;
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             return Ok(response);
+        }
+        if self.accept.encoding == Encoding::Protobuf
+            && self.accept.view == View::Whole
+            && object.splice > 0
+            && object.resource_version > 0
+            && let Some(schema) = wire::message_schema(self.entry)
+            && let Some(bytes) = wire::protobuf_object(self.entry, object, schema)
+        {
+            return Ok(respond::bytes_response(code, Encoding::Protobuf.content_type(), bytes));
         }
         Ok(respond::value(code, &self.single(object)?, self.accept))
     }

@@ -1,6 +1,6 @@
 //! Who owns which fields: managed fields on every write, server-side apply.
 
-use apimachinery::managed_fields::{self, Writer};
+use apimachinery::managed_fields::{self, Unusual, Writer};
 use apimachinery::schema::Schema;
 use apimachinery::status::Status;
 use serde_json::Value;
@@ -33,6 +33,11 @@ fn as_writer<T>(write: &Write<'_>, with: impl FnOnce(&Writer<'_>, &Schema) -> T)
 /// Claims the fields of a new object for the writer.
 pub fn created(write: &Write<'_>, object: &mut Value) {
     as_writer(write, |writer, schema| managed_fields::update(None, object, schema, writer));
+}
+
+/// What [`created`] would put into the object, as JSON; `Err` where only that can tell.
+pub fn created_json(write: &Write<'_>, object: &Value) -> Result<Option<String>, Unusual> {
+    as_writer(write, |writer, schema| managed_fields::created(object, schema, writer)).unwrap_or(Ok(None))
 }
 
 /// Claims what `new` changes in `old`.

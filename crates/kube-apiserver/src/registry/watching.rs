@@ -1,5 +1,6 @@
 //! Watches over HTTP: the present state if asked for, then changes, bookmarks, an end.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use futures::stream;
 use http::{HeaderValue, Response, header};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::output::{IncludeObject, Show};
 use super::selection::Selection;
@@ -119,12 +120,13 @@ impl Encoder {
         }
         if self.accept.encoding == Encoding::Protobuf
             && self.accept.view == View::Whole
-            && self.entry.custom.is_none()
             // Frames are shared by watchers of all versions, so only what is stored goes into them.
-            && self.entry.is_storage_version()
-            && let Some(schema) = self.entry.builtin_schema
+            && let Some(schema) = wire::message_schema(&self.entry)
         {
-            return frame.protobuf(kind, |kind, object| wire::protobuf_event(kind.name(), object, schema));
+            let encode = |kind: EventKind, object: &Encoded| {
+                wire::protobuf_event(kind.name(), &self.entry, object, schema)
+            };
+            return frame.protobuf(kind, encode);
         }
         self.object(kind, &frame.event.object_for(kind))
     }
@@ -134,6 +136,12 @@ impl Encoder {
             let mut out = Vec::with_capacity(object.body.len() + 96);
             write_json_event(&mut out, kind, object);
             return Some(out.into());
+        }
+        if self.accept.encoding == Encoding::Protobuf
+            && self.accept.view == View::Whole
+            && let Some(schema) = wire::message_schema(&self.entry)
+        {
+            return wire::protobuf_event(kind.name(), &self.entry, object, schema);
         }
         let mut value = match self.show().single(object) {
             Ok(value) => value,
@@ -180,8 +188,9 @@ struct Progress {
     initial: std::vec::IntoIter<Arc<Encoded>>,
     /// The bookmark that ends the initial events is still to be sent.
     initial_end: Option<u64>,
-    bookmark_at: Option<Instant>,
     until: Instant,
+    /// Ends when the watch does or a bookmark is due; kept, since setting a timer for every event would cost more than the event.
+    timer: Pin<Box<Sleep>>,
     sent: u64,
 }
 
@@ -205,15 +214,15 @@ impl Progress {
                 self.sent = revision;
                 return self.encoder.bookmark(revision, true);
             }
-            let bookmark_at = self.bookmark_at.unwrap_or(self.until);
             let (kind, frame) = tokio::select! {
                 biased;
                 event = self.watcher.next() => event?,
-                () = tokio::time::sleep_until(self.until.min(bookmark_at)) => {
-                    if Instant::now() >= self.until {
+                () = self.timer.as_mut() => {
+                    let now = Instant::now();
+                    if now >= self.until {
                         return None;
                     }
-                    self.bookmark_at = Some(Instant::now() + BOOKMARK_EVERY);
+                    self.timer.as_mut().reset(self.until.min(now + BOOKMARK_EVERY));
                     let progress = self.watcher.progress();
                     match self.watcher.ready() {
                         Some(event) => event,
@@ -299,11 +308,13 @@ impl Registry {
                     columns_sent: false,
                 };
                 watcher.initial.retain(|object| encoder.selects(object));
+                let until = Instant::now() + timeout;
+                let bookmark_at = options.bookmarks.then(|| Instant::now() + BOOKMARK_EVERY);
                 let progress = Progress {
                     initial: std::mem::take(&mut watcher.initial).into_iter(),
                     initial_end: (initial == Some(true) && options.bookmarks).then_some(revision),
-                    bookmark_at: options.bookmarks.then(|| Instant::now() + BOOKMARK_EVERY),
-                    until: Instant::now() + timeout,
+                    timer: Box::pin(tokio::time::sleep_until(bookmark_at.map_or(until, |at| at.min(until)))),
+                    until,
                     sent: if start == Start::State {
                         revision
                     } else {

@@ -1,15 +1,17 @@
 //! Creating and changing objects: defaults, ownership, admission, strategy, validation, storage, in upstream's order.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use apimachinery::clock::Clock;
+use apimachinery::managed_fields::Unusual;
 use apimachinery::object::Encoded;
 use apimachinery::status::{FieldError, Status};
 use apimachinery::user::UserInfo;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use storage::{Expect, LeaseId, Store};
 
 use super::{Entry, Registry, Stored, meta, ownership, unchanged};
@@ -20,6 +22,8 @@ use crate::seams::{AdmissionRequest, Operation, Policy, Reservation};
 const ATTEMPTS_MAX: usize = 8;
 /// Names tried for an object with `generateName`.
 const NAMES_MAX: usize = 8;
+/// Memory a thread keeps for encoding.
+const SCRATCH_BYTES_MAX: usize = 64 << 10;
 
 /// One write request: what to write with, besides the object.
 pub struct Write<'a> {
@@ -129,12 +133,26 @@ impl Write<'_> {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         entry.defaults(&mut object);
-        ownership::created(self, &mut object);
-        self.finish_create(namespace, object).await
+        let shown = self.policy.as_ref().is_some_and(|p| p.admission.shows_objects());
+        let managed = match shown || entry.custom.is_some() {
+            true => Err(Unusual),
+            // Nobody looks at the managed fields before they are stored: they need not become values.
+            false => ownership::created_json(self, &object),
+        };
+        let managed = managed.unwrap_or_else(|Unusual| {
+            ownership::created(self, &mut object);
+            None
+        });
+        self.finish_create(namespace, object, managed).await
     }
 
-    /// As [`Write::create`] where the managed fields are settled.
-    async fn finish_create(&mut self, namespace: &str, mut object: Value) -> Result<Written, Status> {
+    /// As [`Write::create`] where the managed fields are settled: in the object or, as JSON, beside it.
+    async fn finish_create(
+        &mut self,
+        namespace: &str,
+        mut object: Value,
+        managed: Option<String>,
+    ) -> Result<Written, Status> {
         let (entry, registry) = (self.entry, self.registry);
         let cache = registry.cache_of(entry)?;
         if entry.namespaced {
@@ -180,7 +198,7 @@ impl Write<'_> {
                 self.admit(Operation::Create, &namespace_seen, &name, &mut object, None, true).await?;
             }
             let reserved = self.reserve(&mut object, None).await?;
-            let encoded = encode(entry, object.clone());
+            let encoded = encode_with(entry, &mut object, managed.as_deref());
             let key = entry.key(namespace, &name);
             if self.dry_run {
                 self.release(reserved).await;
@@ -290,7 +308,7 @@ impl Write<'_> {
             }
             let reserved = self.reserve(&mut new, Some(&old)).await?;
             let removing = should_remove(entry, &new);
-            let encoded = encode(entry, new);
+            let encoded = encode(entry, &mut new);
             if self.dry_run {
                 self.release(reserved).await;
                 let object = Encoded { resource_version: stored.resource_version, ..encoded };
@@ -353,7 +371,7 @@ impl Write<'_> {
                 let mut object = ownership::applied(self, None, config, *force)?;
                 entry.defaults(&mut object);
                 meta::clear(&mut object, "resourceVersion");
-                self.finish_create(namespace, object).await
+                self.finish_create(namespace, object, None).await
             }
             _ => Err(missing()),
         }
@@ -460,14 +478,14 @@ impl Write<'_> {
                 .await?
                 .ok_or_else(|| Status::not_found(&entry.resource, &entry.group, name))?;
             let old = stored.to_value().map_err(Status::internal)?;
-            let Some(new) = change(&old)? else { return Ok(stored) };
+            let Some(mut new) = change(&old)? else { return Ok(stored) };
             if self.dry_run || meta::same(&new, &old) {
                 return Ok(Arc::new(Encoded {
                     resource_version: stored.resource_version,
-                    ..encode(entry, new)
+                    ..encode(entry, &mut new)
                 }));
             }
-            let encoded = encode(entry, new);
+            let encoded = encode(entry, &mut new);
             if let Stored::Done { revision } =
                 registry.put(cache, &key, unchanged(&stored), Arc::new(encoded.clone()), 0).await?
             {
@@ -489,15 +507,90 @@ pub fn should_remove(entry: &Entry, new: &Value) -> bool {
     new["metadata"]["deletionGracePeriodSeconds"].as_i64() == Some(0)
 }
 
-/// An object as it goes to the store.
-pub fn encode(entry: &Entry, mut object: Value) -> Encoded {
-    meta::clear(&mut object, "resourceVersion");
-    let body: Bytes = serde_json::to_vec(&object).unwrap_or_default().into();
+/// An object as it goes to the store; takes its resource version away.
+pub fn encode(entry: &Entry, object: &mut Value) -> Encoded {
+    encode_with(entry, object, None)
+}
+
+/// As [`encode`], with managed fields that are JSON already.
+fn encode_with(entry: &Entry, object: &mut Value, managed: Option<&str>) -> Encoded {
+    thread_local! {
+        /// Grown once, so that bodies are allocated in their exact size.
+        static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    meta::clear(object, "resourceVersion");
+    let body = SCRATCH.with_borrow_mut(|scratch| {
+        scratch.clear();
+        match (managed, object.as_object()) {
+            (Some(managed), Some(members)) => {
+                write_members(scratch, members, |out, name, value| match (name, value.as_object()) {
+                    ("metadata", Some(metadata)) => write_metadata(out, metadata, managed),
+                    _ => write_json(out, value),
+                })
+            }
+            _ => write_json(scratch, object),
+        }
+        let body = Bytes::copy_from_slice(scratch);
+        if scratch.capacity() > SCRATCH_BYTES_MAX {
+            *scratch = Vec::new();
+        }
+        body
+    });
     let fields = match &entry.custom {
-        Some(custom) => custom.selectable_fields(&object),
-        None => entry.strategy.selectable_fields(&object),
+        Some(custom) => custom.selectable_fields(object),
+        None => entry.strategy.selectable_fields(object),
     };
-    Encoded::with_value(body, 0, &object, fields)
+    Encoded::with_value(body, 0, object, fields)
+}
+
+fn write_json(out: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
+    // Values have string keys only; writing to memory cannot fail.
+    let _ = serde_json::to_writer(out, value);
+}
+
+fn write_members(
+    out: &mut Vec<u8>,
+    members: &Map<String, Value>,
+    write: impl Fn(&mut Vec<u8>, &str, &Value),
+) {
+    out.push(b'{');
+    for (i, (name, value)) in members.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write_json(out, name);
+        out.push(b':');
+        write(out, name, value);
+    }
+    out.push(b'}');
+}
+
+/// The metadata with managed fields among its members, in their place.
+fn write_metadata(out: &mut Vec<u8>, metadata: &Map<String, Value>, managed: &str) {
+    const NAME: &str = "managedFields";
+    let mut due = true;
+    out.push(b'{');
+    let mut separator: &[u8] = b"";
+    let mut put = |out: &mut Vec<u8>, name: &str, value: &dyn Fn(&mut Vec<u8>)| {
+        out.extend_from_slice(std::mem::replace(&mut separator, b","));
+        write_json(out, name);
+        out.push(b':');
+        value(out);
+    };
+    for (name, value) in metadata {
+        if name.as_str() == NAME {
+            continue;
+        }
+        if due && name.as_str() > NAME {
+            due = false;
+            put(out, NAME, &|out| out.extend_from_slice(managed.as_bytes()));
+        }
+        put(out, name, &|out| write_json(out, value));
+    }
+    if due {
+        put(out, NAME, &|out| out.extend_from_slice(managed.as_bytes()));
+    }
+    out.push(b'}');
 }
 
 /// An object that has no resource version, being stored nowhere.
@@ -534,5 +627,28 @@ impl Leases {
         let lease = store.lease_grant(ttl).await.map_err(|e| respond::store_error(&e))?;
         *self.events.lock() = Some((now, lease));
         Ok(lease)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn managed_fields_go_in_their_place() {
+        for metadata in [
+            json!({"annotations": {}, "labels": {"a": "b"}, "name": "x", "uid": "u"}),
+            json!({"labels": {"a": "b"}}),
+            json!({"name": "x"}),
+            json!({}),
+        ] {
+            let mut out = Vec::new();
+            write_metadata(&mut out, metadata.as_object().unwrap(), "[1]");
+            let mut want = metadata.clone();
+            want["managedFields"] = json!([1]);
+            assert_eq!(String::from_utf8(out).unwrap(), want.to_string());
+        }
     }
 }

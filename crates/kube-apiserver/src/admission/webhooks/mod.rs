@@ -227,6 +227,11 @@ fn verified<'a>(uid: &str, version: &str, answer: &'a Value) -> Result<&'a Value
 }
 
 impl Webhooks {
+    /// Whether any webhook is configured.
+    pub fn any(&self, context: &Context) -> bool {
+        [&self.mutating, &self.validating].iter().any(|source| !source.hooks(context).1.is_empty())
+    }
+
     /// Whether, and in which version, a hook wants to be asked.
     fn wants(
         context: &Context,
