@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use testkit::{example_images, pods};
+use testkit::{example_images, load, pods};
 
 #[derive(Parser)]
 enum Cli {
@@ -13,6 +13,8 @@ enum Cli {
     Substitute { manifests: Vec<PathBuf> },
     /// Print how long pods of a cluster take to become Ready
     Pods(Box<pods::Flags>),
+    /// Load an API server and print what each operation costs it
+    Load(Box<load::Flags>),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -31,6 +33,11 @@ fn main() -> anyhow::Result<()> {
         Cli::Pods(flags) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(pods::run(*flags))
+        }
+        Cli::Load(flags) => {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            runtime.block_on(load::run(*flags))
         }
     }
 }
