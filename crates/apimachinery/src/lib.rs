@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod codec;
+pub mod continue_token;
 pub mod defaults;
 pub mod duration;
 pub mod field_path;

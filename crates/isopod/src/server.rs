@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use apimachinery::user::{SYSTEM_MASTERS, UserInfo};
 use client::{Client, Informers};
 use etcd::{Directory, Engine, Options};
+use kube_apiserver::audit::LogConfig;
 use storage::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -159,6 +160,13 @@ fn apiserver_config(
     config.kubelet.certificate = Some(kubelet_client.certificate.into_bytes());
     config.kubelet.key = Some(kubelet_client.key.into_bytes());
     config.kubelet.ca = Some(pki.ca_certificate().as_bytes().to_vec());
+    config.encryption = apiserver::read(flags.encryption_provider_config.as_deref())?;
+    if let (Some(policy), Some(path)) =
+        (apiserver::read(flags.audit_policy_file.as_deref())?, &flags.audit_log_path)
+    {
+        let log = LogConfig { path: path.clone(), age_days_max: 0, backups_max: 10, megabytes_max: 100 };
+        config.audit = Some((policy, log));
+    }
     Ok(config)
 }
 

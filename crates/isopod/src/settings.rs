@@ -78,6 +78,15 @@ pub struct ServerFlags {
     /// Wait for the disk before a write is acknowledged; off, a power loss may undo the last writes
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub durable_writes: bool,
+    /// Which resources are kept encrypted, and how: an EncryptionConfiguration of apiserver.config.k8s.io/v1
+    #[arg(long)]
+    pub encryption_provider_config: Option<PathBuf>,
+    /// Which requests the audit log tells of, and how much: a Policy of audit.k8s.io/v1
+    #[arg(long, requires = "audit_log_path")]
+    pub audit_policy_file: Option<PathBuf>,
+    /// The audit log; - is standard output
+    #[arg(long, requires = "audit_policy_file")]
+    pub audit_log_path: Option<PathBuf>,
 }
 
 impl ServerFlags {

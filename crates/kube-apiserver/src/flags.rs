@@ -115,6 +115,9 @@ pub struct Flags {
     pub max_requests_inflight: u32,
     #[arg(long, default_value_t = 200)]
     pub max_mutating_requests_inflight: u32,
+    /// Which resources are kept encrypted, and how (`apiserver.config.k8s.io/v1` EncryptionConfiguration).
+    #[arg(long)]
+    pub encryption_provider_config: Option<PathBuf>,
     /// Which requests are told of in the audit log, and how much (`audit.k8s.io/v1` Policy).
     #[arg(long)]
     pub audit_policy_file: Option<PathBuf>,
@@ -223,6 +226,7 @@ impl Flags {
             reading_max: self.max_requests_inflight,
             writing_max: self.max_mutating_requests_inflight,
         };
+        config.encryption = read(&self.encryption_provider_config)?;
         config.audit = match (read(&self.audit_policy_file)?, &self.audit_log_path) {
             (Some(policy), Some(path)) => {
                 let log = audit::LogConfig {

@@ -13,6 +13,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod custom;
 pub mod discovery;
+pub mod encryption;
 mod flags;
 pub mod flow_control;
 pub mod http;
@@ -68,6 +69,8 @@ pub struct Config {
     pub flow_control: flow_control::Config,
     /// The audit policy, as YAML, and where events go.
     pub audit: Option<(Vec<u8>, audit::LogConfig)>,
+    /// Which resources are kept encrypted (EncryptionConfiguration, as YAML).
+    pub encryption: Option<Vec<u8>>,
     pub clock: Clock,
     /// How long requests in flight may take to end on shutdown.
     pub shutdown_grace: Duration,
@@ -87,6 +90,7 @@ impl Config {
             kubelet: proxy::KubeletClient::default(),
             flow_control: flow_control::Config::default(),
             audit: None,
+            encryption: None,
             clock: Clock::system(),
             shutdown_grace: Duration::from_secs(5),
         }
@@ -161,7 +165,14 @@ pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
             said(&format!("api/{}", stage.unwrap_or("ga"))).or_else(|| said("api/all"))
         })
     };
-    let registry = Registry::new(config.store.clone(), config.clock.clone(), &enabled);
+    let store: Arc<dyn Store> = match &config.encryption {
+        Some(configuration) => {
+            let store = encryption::Encrypted::new(config.store.clone(), configuration);
+            Arc::new(store.context("the encryption provider configuration")?)
+        }
+        None => config.store.clone(),
+    };
+    let registry = Registry::new(store, config.clock.clone(), &enabled);
     let kubelets = proxy::Kubelets::new(&config.kubelet)?;
     let proxy_client = &config.security;
     let identity =

@@ -5,17 +5,16 @@ mod common;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::api::{
     Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchEvent, WatchParams,
 };
 use kube::core::{DynamicObject, GroupVersionKind};
 use kube::discovery::ApiResource;
-use kube_apiserver::{Handle, SourceEvent, Wanted};
+use kube_apiserver::{SourceEvent, Wanted};
 use serde_json::{Value, json};
 
 use common::{cluster, code};
-use tokio_util::sync::CancellationToken;
 
 fn config_map(name: &str, labels: Value, data: Value) -> ConfigMap {
     serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "data": data})).unwrap()

@@ -228,4 +228,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Bytes on disk, for metrics and quotas.
     async fn size_bytes(&self) -> Result<u64, Error>;
+
+    /// Whether the value of a key is kept otherwise than it would be written now, so that writing the same again is of
+    /// use.
+    fn is_stale(&self, _key: &[u8]) -> bool {
+        false
+    }
 }

@@ -153,8 +153,7 @@ fn split<'a>(text: &str, by: &str, most: i64) -> Value<'a> {
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     if by.is_empty() {
         let mut parts: Vec<String> = Vec::new();
-        let mut chars = text.char_indices();
-        while let Some((i, c)) = chars.next() {
+        for (i, c) in text.char_indices() {
             if parts.len() + 1 == most {
                 parts.push(text[i..].to_owned());
                 break;

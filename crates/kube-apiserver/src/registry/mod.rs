@@ -108,6 +108,11 @@ impl Registry {
         out.into()
     }
 
+    /// Whether an object is worth writing again as it is.
+    pub fn is_stale(&self, cache: &ResourceCache, key: &str) -> bool {
+        self.store.is_stale(&Self::store_key(cache, key))
+    }
+
     /// Reads one object from the store, consistently; shares the cache's copy when that is the same revision. Then the
     /// store is asked for the revision alone, since values lie on disk.
     pub async fn read(&self, cache: &ResourceCache, key: &str) -> Result<Option<Arc<Encoded>>, Status> {

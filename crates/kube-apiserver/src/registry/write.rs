@@ -290,7 +290,7 @@ impl Write<'_> {
             let old = stored.to_value().map_err(Status::internal)?;
             let attempted = self.change_once(namespace, name, &old, &change).await;
             let settled = match &attempted {
-                Ok(new) => !meta::same(new, &old),
+                Ok(new) => !meta::same(new, &old) || registry.is_stale(cache, &key),
                 Err(_) => false,
             };
             if !settled && !fresh {

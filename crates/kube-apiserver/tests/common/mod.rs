@@ -15,13 +15,23 @@ pub struct Cluster {
     pub client: kube::Client,
     pub handle: Handle,
     _stop: tokio_util::sync::DropGuard,
-    _data: tempfile::TempDir,
+    _data: Option<tempfile::TempDir>,
 }
 
 pub async fn cluster() -> Cluster {
     let data = tempfile::tempdir().unwrap();
+    let mut cluster = cluster_on(engine(&data), |_| {}).await;
+    cluster._data = Some(data);
+    cluster
+}
+
+pub fn engine(data: &tempfile::TempDir) -> Engine {
     let disk = Arc::new(Directory::open(data.path()).unwrap());
-    let engine = Engine::open(disk, Options { sync: false, ..Options::default() }).unwrap();
+    Engine::open(disk, Options { sync: false, ..Options::default() }).unwrap()
+}
+
+/// A server on a store that may have been used before.
+pub async fn cluster_on(engine: Engine, change: impl FnOnce(&mut kube_apiserver::Config)) -> Cluster {
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate =
         rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
@@ -34,6 +44,7 @@ pub async fn cluster() -> Cluster {
     config.secure_port = 0;
     config.security.tokens = Some("t,admin,1,system:masters\n".to_owned());
     config.security.advertise_address = IpAddr::from([192, 0, 2, 1]);
+    change(&mut config);
     let (handle, prepared) = kube_apiserver::prepare(config).await.unwrap();
     let stop = CancellationToken::new();
     tokio::spawn(prepared.run(stop.clone()));
@@ -44,8 +55,8 @@ pub async fn cluster() -> Cluster {
     let client = kube::Client::try_from(kube).unwrap();
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
     let account = serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
-    accounts.create(&PostParams::default(), &account).await.unwrap();
-    Cluster { client, handle, _stop: stop.drop_guard(), _data: data }
+    let _ = accounts.create(&PostParams::default(), &account).await;
+    Cluster { client, handle, _stop: stop.drop_guard(), _data: None }
 }
 
 pub fn code(error: kube::Error) -> (u16, String) {
