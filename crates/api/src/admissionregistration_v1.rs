@@ -379,6 +379,10 @@ fn validate_policy(policy: &Value) -> Errors {
                 &path.child("validations"),
                 "validations or auditAnnotations must contain at least one item",
             );
+            errors.required(
+                &path.child("auditAnnotations"),
+                "validations or auditAnnotations must contain at least one item",
+            );
         }
         for (i, validation) in validations.iter().enumerate() {
             let list = path.child("validations");

@@ -83,7 +83,12 @@ fn reference(errors: &mut Errors, reference: &Value, path: &Path<'_>) {
         }
     }
     let version = reference.text("apiVersion");
-    if version.split('/').count() > 2 {
+    let of_target = path.to_string() == "spec.scaleTargetRef";
+    // The core group has one kind that scales.
+    let core = !version.contains('/') && reference.text("kind") != "ReplicationController";
+    if of_target && core {
+        errors.invalid(&path.child("apiVersion"), version, "apiVersion must specify API group");
+    } else if version.split('/').count() > 2 {
         errors.invalid(
             &path.child("apiVersion"),
             version,

@@ -9,7 +9,7 @@ pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "events",
     defaults: event::defaults,
-    validate: event::validate,
+    validate: event::validate_new,
     validate_update: |new, _| event::validate(new),
     create_on_update: true,
     garbage_collection: GarbageCollection::Unsupported,

@@ -150,8 +150,11 @@ fn validate_class_update(new: &Value, old: &Value) -> Errors {
 
 fn validate_driver(driver: &Value) -> Errors {
     let mut errors = Errors::new();
-    let metadata = Path::new("metadata");
-    driver_name(&mut errors, driver.text("metadata.name"), &metadata.child("name"));
+    let name = driver.text("metadata.name");
+    // What makes it no name of an object has been told.
+    if check::dns1123_subdomain(name).is_empty() {
+        driver_name(&mut errors, name, &Path::new("metadata").child("name"));
+    }
     let path = Path::new("spec");
     let spec = driver.at("spec");
     for name in ["attachRequired", "podInfoOnMount", "storageCapacity"] {

@@ -1,6 +1,7 @@
 //! The three patch formats that need no knowledge of owners: JSON patch (RFC 6902), merge patch (RFC 7386) and
 //! strategic merge patch. Server-side apply is in [`crate::managed_fields`].
 
+use json_patch::{AddOperation, CopyOperation, PatchOperation, ReplaceOperation};
 use serde_json::{Map, Value, json};
 
 use crate::codec::{self, MediaType};
@@ -15,6 +16,7 @@ fn unprocessable() -> Status {
     Status {
         code: 422,
         reason: "Invalid".into(),
+        details: Some(Box::default()),
         ..Status::bad_request("the server rejected our request due to an error in our request")
     }
 }
@@ -30,8 +32,29 @@ pub fn json_patch(target: &Value, patch: &[u8]) -> Result<Value, Status> {
         )));
     }
     let mut value = target.clone();
-    json_patch::patch(&mut value, &patch).map_err(|_| unprocessable())?;
+    for operation in patch.0 {
+        let operation = lenient(operation, &value);
+        json_patch::patch(&mut value, std::slice::from_ref(&operation)).map_err(|_| unprocessable())?;
+    }
     Ok(value)
+}
+
+/// Upstream's library does not tell a missing member from one that is null, so that it can be replaced and copied.
+fn lenient(operation: PatchOperation, target: &Value) -> PatchOperation {
+    let member_of_object = |path: &json_patch::jsonptr::PointerBuf| {
+        path.parent().and_then(|parent| parent.resolve(target).ok()).is_some_and(Value::is_object)
+    };
+    match operation {
+        PatchOperation::Replace(ReplaceOperation { path, value }) if member_of_object(&path) => {
+            PatchOperation::Add(AddOperation { path, value })
+        }
+        PatchOperation::Copy(CopyOperation { from, path })
+            if member_of_object(&from) && from.resolve(target).is_err() =>
+        {
+            PatchOperation::Add(AddOperation { path, value: Value::Null })
+        }
+        other => other,
+    }
 }
 
 /// RFC 7386: objects are merged, null deletes, all else replaces.

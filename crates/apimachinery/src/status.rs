@@ -205,6 +205,17 @@ impl Status {
         Status::failure(405, "MethodNotAllowed", message).about(resource, group, "")
     }
 
+    /// The path is served, but not with this method.
+    pub fn no_such_method() -> Status {
+        let mut status = Status::failure(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource",
+        );
+        status.details = Some(Box::default());
+        status
+    }
+
     pub fn not_acceptable(accepted: &[&str]) -> Status {
         Status::failure(
             406,

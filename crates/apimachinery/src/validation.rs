@@ -141,6 +141,10 @@ fn label_key_shaped(name: &str) -> bool {
     framed(name, |b| b.is_ascii_alphanumeric(), |b| matches!(b, b'-' | b'_' | b'.'))
 }
 
+fn max_bytes_error(max: usize) -> String {
+    format!("must be no more than {max} bytes")
+}
+
 /// A label or annotation key: an optional DNS prefix and a name.
 pub fn qualified_name(value: &str) -> Vec<String> {
     const SHAPE: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
@@ -169,7 +173,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
     if name.is_empty() {
         wrong.push("name part must be non-empty".into());
     } else if name.len() > 63 {
-        wrong.push(format!("name part {}", max_len_error(63)));
+        wrong.push(format!("name part {}", max_bytes_error(63)));
     }
     if !label_key_shaped(name) {
         wrong.push(format!("name part {}", regex_error(SHAPE, LABEL_KEY, EXAMPLES)));
@@ -180,7 +184,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
 pub fn label_value(value: &str) -> Vec<String> {
     let mut wrong = vec![];
     if value.len() > LABEL_VALUE_MAX {
-        wrong.push(max_len_error(LABEL_VALUE_MAX));
+        wrong.push(max_bytes_error(LABEL_VALUE_MAX));
     }
     if !value.is_empty() && !label_key_shaped(value) {
         wrong.push(regex_error(

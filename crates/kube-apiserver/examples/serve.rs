@@ -1,5 +1,5 @@
 //! An API server alone, for trying kubectl on and for measuring:
-//! `cargo run -p kube-apiserver --example serve -- 7443 /tmp/data`. Prints the kubeconfig's path. Allocator and threads
+//! `cargo run -p kube-apiserver --example serve -- 7443 /tmp/data [tokens.csv]`. Prints the kubeconfig's path. Allocator and threads
 //! are the ones of the binary `isopod`.
 
 use std::net::IpAddr;
@@ -33,7 +33,9 @@ async fn serve() -> anyhow::Result<()> {
     );
     config.bind_address = IpAddr::from([127, 0, 0, 1]);
     config.secure_port = port;
-    config.security.tokens = Some("admin-token,admin,1,system:masters\n".to_owned());
+    // Further users, one "token,user,uid,groups" a line.
+    let others = args.next().map(std::fs::read_to_string).transpose()?.unwrap_or_default();
+    config.security.tokens = Some(format!("admin-token,admin,1,system:masters\n{others}"));
     config.security.service_account_signing_key =
         Some(rcgen::KeyPair::generate()?.serialize_pem().into_bytes());
     config.security.advertise_address = IpAddr::from([192, 0, 2, 1]);

@@ -1,10 +1,11 @@
 //! Bodies in and out: which bytes are which object. The codecs themselves are in `apimachinery`.
 
 use apimachinery::codec::{self, MediaType, protobuf};
+use apimachinery::field_path::Path;
 use apimachinery::object::Encoded;
 use apimachinery::patch;
 use apimachinery::schema::Schema;
-use apimachinery::status::Status;
+use apimachinery::status::{FieldError, Status};
 use bytes::Bytes;
 use http::Response;
 use jiff::Timestamp;
@@ -38,6 +39,10 @@ impl<'a> Shape<'a> {
     pub fn of(entry: &'a Entry) -> Shape<'a> {
         Shape { group: &entry.group, version: &entry.version, kind: &entry.kind, schema: entry.schema() }
     }
+
+    fn is_builtin(&self) -> bool {
+        apimachinery::schema::for_kind(self.group, self.version, self.kind).is_some()
+    }
 }
 
 fn media_type(encoding: Encoding) -> MediaType {
@@ -46,6 +51,56 @@ fn media_type(encoding: Encoding) -> MediaType {
         Encoding::Yaml => MediaType::Yaml,
         Encoding::Protobuf => MediaType::Protobuf,
     }
+}
+
+/// What upstream says of an object that is of another kind than the resource's.
+fn other_kind(shape: Shape<'_>, said_version: &str, said_kind: &str) -> Status {
+    let (group, version) = said_version.split_once('/').unwrap_or(("", said_version));
+    let known = |kind: &str| apimachinery::schema::for_kind(group, version, kind).is_some();
+    let why = if known(said_kind) || said_kind.strip_suffix("List").is_some_and(known) {
+        let internal = match shape.group.split('.').next() {
+            None | Some("") => "core",
+            Some(first) => first,
+        };
+        format!("converting ({version}.{said_kind}) to ({internal}.{}): unknown conversion", shape.kind)
+    } else {
+        let scheme = match shape.group {
+            "apiextensions.k8s.io" => "k8s.io/apiextensions-apiserver/pkg/apiserver/apiserver.go:55",
+            "apiregistration.k8s.io" => "k8s.io/kube-aggregator/pkg/apiserver/scheme/scheme.go:28",
+            _ => "pkg/api/legacyscheme/scheme.go:30",
+        };
+        format!("no kind {said_kind:?} is registered for version {said_version:?} in scheme {scheme:?}")
+    };
+    Status::bad_request(format!(
+        "{said_kind} in version {version:?} cannot be handled as a {}: {why}",
+        shape.kind
+    ))
+}
+
+/// The beginning of a body, as upstream quotes what it cannot make out.
+fn excerpt(body: &[u8]) -> String {
+    const BYTES_MAX: usize = 30;
+    let (head, more) = match body.get(..BYTES_MAX) {
+        Some(head) if body.len() > BYTES_MAX => (head, " ..."),
+        _ => (body, ""),
+    };
+    match body.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => format!("{}{more}", String::from_utf8_lossy(head)),
+        Some(_) => {
+            let hex: String = head.iter().map(|b| format!("{b:02x}")).collect();
+            format!("{hex}{more}")
+        }
+    }
+}
+
+/// A body whose kind cannot be made out.
+fn unrecognized(body: &[u8], shape: Shape<'_>, why: &str) -> Status {
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): {why} ({})",
+        shape.kind,
+        excerpt(body)
+    ))
 }
 
 /// Fills in, or checks, the kind and version of an object.
@@ -58,6 +113,9 @@ fn check_kind(value: &mut Value, shape: Shape<'_>) -> Result<(), Status> {
     let (said_version, said_kind) = (said("apiVersion"), said("kind"));
     if said_version.is_empty() {
         object.insert("apiVersion".to_owned(), wanted.clone().into());
+    } else if said_version != wanted && shape.is_builtin() {
+        let said_kind = if said_kind.is_empty() { shape.kind } else { &said_kind };
+        return Err(other_kind(shape, &said_version, said_kind));
     } else if said_version != wanted {
         return Err(Status::bad_request(format!(
             "the API version in the data ({said_version}) does not match the expected API version ({wanted})"
@@ -65,6 +123,9 @@ fn check_kind(value: &mut Value, shape: Shape<'_>) -> Result<(), Status> {
     }
     if said_kind.is_empty() {
         object.insert("kind".to_owned(), shape.kind.into());
+    } else if said_kind != shape.kind && shape.is_builtin() {
+        let said_version = if said_version.is_empty() { &wanted } else { &said_version };
+        return Err(other_kind(shape, said_version, &said_kind));
     } else if said_kind != shape.kind {
         return Err(Status::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): {said_version}, Kind={said_kind}",
@@ -99,10 +160,17 @@ fn read(
     defaults: bool,
 ) -> Result<Read, Status> {
     let media = media_type(encoding);
-    let group_version = api_version(shape.group, shape.version);
     let refused = |e: codec::DecodeError| e.to_status(shape.kind, shape.version);
     let mut read = match shape.schema {
         Some(schema) => {
+            // A null stands for an object without fields.
+            let blank = body.trim_ascii();
+            let nothing = match encoding {
+                Encoding::Json => blank == b"null",
+                Encoding::Yaml => blank.is_empty() || blank == b"null",
+                Encoding::Protobuf => false,
+            };
+            let (body, media) = if nothing { (&b"{}"[..], MediaType::Json) } else { (body, media) };
             let decoded = if defaults {
                 codec::decode(body, media, schema, strictness)
             } else {
@@ -110,17 +178,28 @@ fn read(
             };
             let decoded = decoded.map_err(|error| {
                 // What is of another kind is told as such, whatever else is wrong with it.
-                let mut other = match codec::type_meta(body, media) {
-                    Ok((version, kind)) => json!({"apiVersion": version, "kind": kind}),
-                    Err(_) => json!({}),
-                };
-                check_kind(&mut other, shape).err().unwrap_or_else(|| refused(error))
+                match codec::type_meta(body, media) {
+                    Ok((version, _)) if version.matches('/').count() > 1 && shape.is_builtin() => {
+                        unrecognized(body, shape, &format!("unexpected GroupVersion string: {version}"))
+                    }
+                    Ok((version, kind)) => {
+                        let mut other = json!({"apiVersion": version, "kind": kind});
+                        check_kind(&mut other, shape).err().unwrap_or_else(|| refused(error))
+                    }
+                    Err(why) if defaults && encoding != Encoding::Protobuf && shape.is_builtin() => {
+                        unrecognized(
+                            body,
+                            shape,
+                            why.message.trim_start_matches("error converting YAML to JSON: "),
+                        )
+                    }
+                    Err(_) => refused(error),
+                }
             })?;
             (decoded.value, decoded.complaints)
         }
         None => (codec::decode_any(body, media).map_err(refused)?, Vec::new()),
     };
-    let _ = group_version;
     check_kind(&mut read.0, shape)?;
     Ok(read)
 }
@@ -150,13 +229,19 @@ pub fn apply_patch(old: &Value, patch: &[u8], kind: PatchKind, shape: Shape<'_>)
     }
 }
 
+/// A patch whose outcome is no object of the kind.
+fn unpatchable(outcome: String, why: &str) -> Status {
+    let error = FieldError::invalid(&Path::new("patch"), outcome, why);
+    Status::invalid("", "", "", vec![error])
+}
+
 /// Checks a patched object as if it had been sent whole.
 pub fn recheck(mut value: Value, strictness: Strictness, shape: Shape<'_>) -> Result<Read, Status> {
     check_kind(&mut value, shape)?;
     match shape.schema {
         Some(schema) => codec::normalize(&value, schema, strictness)
             .map(|d| (d.value, d.complaints))
-            .map_err(|e| e.to_status(shape.kind, shape.version)),
+            .map_err(|e| unpatchable(value.to_string(), &e.message)),
         None => Ok((value, Vec::new())),
     }
 }

@@ -25,7 +25,9 @@ fn selector(errors: &mut Errors, spec: &Value, what: &str) {
     let selector = spec.at("selector");
     let path = SPEC.child("selector");
     if selector.is_null() {
-        errors.required(&path, "");
+        if what != "daemonset" {
+            errors.required(&path, "");
+        }
     } else {
         meta::label_selector(errors, selector, &path);
         if meta::is_empty_selector(selector) {
@@ -34,11 +36,13 @@ fn selector(errors: &mut Errors, spec: &Value, what: &str) {
         }
     }
     if !meta::is_readable_selector(selector) {
-        errors.invalid(&path, selector.clone(), "invalid label selector");
+        let why = if what == "statefulset" { "" } else { "invalid label selector" };
+        errors.invalid(&path, selector.clone(), why);
         return;
     }
     let labels = spec.at("template.metadata.labels");
-    if !selector.is_null() && !meta::selects(selector, labels) {
+    // No selector selects nothing.
+    if selector.is_null() || !meta::selects(selector, labels) {
         let template = SPEC.child("template");
         errors.invalid(
             &template.child("metadata").child("labels"),

@@ -76,11 +76,49 @@ pub fn validate(event: &Value) -> Errors {
     if !fits {
         errors.invalid(&involved.child("namespace"), about, "does not match event.namespace");
     }
-    if !new_kind {
-        return errors;
+    if new_kind {
+        reported(&mut errors, event, "reportingComponent");
     }
+    errors
+}
+
+/// As [`validate`], for events through their own group, which must be of the newer kind.
+pub fn validate_new(event: &Value) -> Errors {
+    let mut errors = validate(event);
+    for error in &mut errors {
+        if error.path == "reportingComponent" {
+            error.path = "reportingController".to_owned();
+        }
+    }
+    if !event.has("eventTime") {
+        errors.required(&Path::new("eventTime"), "");
+    }
+    let kind = event.text("type");
+    if !matches!(kind, "Normal" | "Warning") {
+        errors.invalid(&Path::new("type"), "", format!("has invalid value: {kind}"));
+    }
+    for name in ["firstTimestamp", "lastTimestamp"] {
+        if event.has(name) {
+            errors.invalid(&Path::new(name), "", "needs to be unset");
+        }
+    }
+    if event.int("count") != 0 {
+        errors.invalid(&Path::new("count"), "", "needs to be unset");
+    }
+    if !event.text("source.component").is_empty() || !event.text("source.host").is_empty() {
+        errors.invalid(&Path::new("source"), "", "needs to be unset");
+    }
+    if event.has("series") && event.int("series.count") < 2 {
+        let series = Path::new("series");
+        errors.invalid(&series.child("count"), "", "should be at least 2");
+    }
+    errors
+}
+
+/// Checks who reports what.
+fn reported(errors: &mut Errors, event: &Value, field: &'static str) {
     let controller = event.text("reportingComponent");
-    let path = Path::new("reportingComponent");
+    let path = Path::new(field);
     if controller.is_empty() {
         errors.required(&path, "");
     }
@@ -97,5 +135,4 @@ pub fn validate(event: &Value) -> Errors {
     if event.text("message").len() > 1024 {
         errors.invalid(&Path::new("message"), "", "can have at most 1024 characters");
     }
-    errors
 }

@@ -264,7 +264,8 @@ pub fn validate_volume(volume: &Value) -> Errors {
         if source.is_null() {
             continue;
         }
-        let path = path.child(kind);
+        // Upstream names this field by what the volume was called first.
+        let path = path.child(if kind == "gcePersistentDisk" { "persistentDisk" } else { kind });
         if found {
             errors.forbidden(&path, "may not specify more than 1 volume type");
             continue;
@@ -289,6 +290,21 @@ pub fn validate_volume(volume: &Value) -> Errors {
                 if source.text("volumeHandle").is_empty() {
                     errors.required(&path.child("volumeHandle"), "");
                 }
+                for name in [
+                    "controllerPublishSecretRef",
+                    "controllerExpandSecretRef",
+                    "nodePublishSecretRef",
+                    "nodeExpandSecretRef",
+                ] {
+                    for part in ["name", "namespace"] {
+                        if source.has(name) && source.at(name).text(part).is_empty() {
+                            errors.required(&path.child(name).child(part), "");
+                        }
+                    }
+                }
+            }
+            "gcePersistentDisk" | "awsElasticBlockStore" | "quobyte" | "azureDisk" | "fc" => {
+                volume::legacy(&mut errors, kind, source, &path);
             }
             _ => {}
         }
@@ -306,7 +322,18 @@ pub fn validate_volume(volume: &Value) -> Errors {
     if spec.has("volumeMode") {
         errors.one_of(&path.child("volumeMode"), spec.text("volumeMode"), &["Block", "Filesystem"]);
     }
-    class_name(&mut errors, spec, "volumeAttributesClassName", &path);
+    if spec.has("volumeAttributesClassName") {
+        let path = path.child("volumeAttributesClassName");
+        if spec.text("volumeAttributesClassName").is_empty() {
+            errors.required(&path, "an empty string is disallowed");
+        } else {
+            class_name(&mut errors, spec, "volumeAttributesClassName", &Path::new("spec"));
+        }
+        if !spec.has("csi") {
+            let spec = Path::new("spec");
+            errors.required(&spec.child("csi"), "has to be specified when using volumeAttributesClassName");
+        }
+    }
     errors
 }
 

@@ -60,7 +60,7 @@ pub(super) fn explain(bytes: &[u8], error: &serde_json::Error) -> String {
     }
 }
 
-fn kind_of(value: &Value) -> &'static str {
+pub(super) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",
@@ -73,6 +73,8 @@ fn kind_of(value: &Value) -> &'static str {
 
 enum Segment<'a> {
     Field(Cow<'a, str>),
+    /// Of a map.
+    Key(Cow<'a, str>),
     Index(usize),
 }
 
@@ -250,11 +252,12 @@ impl<'a> Reader<'a> {
             if schema.is_custom() {
                 return Ok(Some(found));
             }
-            let what = match &found {
-                Value::Number(_) => format!("number {}", &self.text[start..self.at]),
-                other => kind_of(other).to_owned(),
-            };
-            return Err(self.mismatch(&what, schema));
+            if matches!(schema.kind, Kind::Quantity) {
+                let text = &self.text[start..self.at];
+                let why = quantity::canonical(text).err().unwrap_or(quantity::ParseError::Format);
+                return Err(DecodeError::new(why.to_string()));
+            }
+            return Err(self.mismatch(kind_of(&found), schema));
         }
         let value = match &schema.kind {
             Kind::Object(_) => self.object(schema)?,
@@ -292,9 +295,7 @@ impl<'a> Reader<'a> {
                     match number.parse::<i32>() {
                         Ok(n) => n.into(),
                         Err(_) => {
-                            return Err(DecodeError::new(format!(
-                                "json: cannot unmarshal number {number} into Go value of type int32"
-                            )));
+                            return Err(self.mismatch_of(&format!("number {number}"), "int32"));
                         }
                     }
                 }
@@ -423,13 +424,13 @@ impl<'a> Reader<'a> {
         } else {
             loop {
                 let key = self.key()?;
-                self.path.push(Segment::Field(key));
+                self.path.push(Segment::Key(key));
                 let value = match self.value(values)? {
                     Some(value) => value,
                     None => values.zero(),
                 };
                 let key = match self.path.pop() {
-                    Some(Segment::Field(key)) => key,
+                    Some(Segment::Key(key)) => key,
                     _ => Cow::Borrowed(""),
                 };
                 if object.contains_key(&*key) {
@@ -738,15 +739,19 @@ impl<'a> Reader<'a> {
     }
 
     fn mismatch(&self, found: &str, schema: &Schema) -> DecodeError {
+        self.mismatch_of(found, &schema.go_type())
+    }
+
+    fn mismatch_of(&self, found: &str, go: &str) -> DecodeError {
         let fields: Vec<&str> = self
             .path
             .iter()
             .filter_map(|s| match s {
                 Segment::Field(name) => Some(&**name),
-                Segment::Index(_) => None,
+                // Go names the fields on the way, not the keys of maps.
+                Segment::Key(_) | Segment::Index(_) => None,
             })
             .collect();
-        let go = schema.go_type();
         DecodeError::new(if fields.is_empty() {
             format!("json: cannot unmarshal {found} into Go value of type {go}")
         } else {
@@ -765,7 +770,7 @@ impl<'a> Reader<'a> {
         let mut path = String::new();
         for segment in &self.path {
             match segment {
-                Segment::Field(name) => {
+                Segment::Field(name) | Segment::Key(name) => {
                     if !path.is_empty() {
                         path.push('.');
                     }

@@ -209,9 +209,9 @@ pub fn type_meta(bytes: &[u8], media_type: MediaType) -> Result<(String, String)
     #[serde(rename_all = "camelCase")]
     struct TypeMeta {
         #[serde(default)]
-        api_version: Option<String>,
+        api_version: Value,
         #[serde(default)]
-        kind: Option<String>,
+        kind: Value,
     }
     let json;
     let bytes = match media_type {
@@ -225,10 +225,29 @@ pub fn type_meta(bytes: &[u8], media_type: MediaType) -> Result<(String, String)
             return Ok((unknown.api_version, unknown.kind));
         }
     };
-    let meta: TypeMeta = serde_json::from_slice(bytes).map_err(|e| {
-        DecodeError::new(format!("couldn't get version/kind; json parse error: {}", json::explain(bytes, &e)))
-    })?;
-    Ok((meta.api_version.unwrap_or_default(), meta.kind.unwrap_or_default()))
+    let refused =
+        |why: String| DecodeError::new(format!("couldn't get version/kind; json parse error: {why}"));
+    let whole: Value = serde_json::from_slice(bytes).map_err(|e| refused(json::explain(bytes, &e)))?;
+    let meta: TypeMeta = match whole {
+        Value::Object(_) => serde_json::from_value(whole).map_err(|e| refused(e.to_string()))?,
+        Value::Null => return Ok(Default::default()),
+        other => {
+            return Err(refused(format!(
+                "json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \
+                 \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+                json::kind_of(&other)
+            )));
+        }
+    };
+    let text = |name: &str, value: Value| match value {
+        Value::String(text) => Ok(text),
+        Value::Null => Ok(String::new()),
+        other => Err(refused(format!(
+            "json: cannot unmarshal {} into Go struct field .{name} of type string",
+            json::kind_of(&other)
+        ))),
+    };
+    Ok((text("apiVersion", meta.api_version)?, text("kind", meta.kind)?))
 }
 
 pub fn encode_json(value: &Value) -> Vec<u8> {
@@ -308,13 +327,13 @@ mod tests {
             (
                 "Pod",
                 r#"{"spec":{"containers":[{"ports":[{"protocol":1}]}]}}"#,
-                "json: cannot unmarshal number 1 into Go struct field ContainerPort.spec.containers.ports.protocol of \
+                "json: cannot unmarshal number into Go struct field ContainerPort.spec.containers.ports.protocol of \
                  type v1.Protocol",
             ),
             (
                 "Pod",
                 r#"{"metadata":{"labels":{"a":1}}}"#,
-                "json: cannot unmarshal number 1 into Go struct field ObjectMeta.metadata.labels.a of type string",
+                "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string",
             ),
             (
                 "Pod",

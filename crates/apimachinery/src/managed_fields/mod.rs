@@ -143,9 +143,6 @@ impl Entry {
         }
         if !self.applied {
             text.push_str(&format!(" using {}", self.api_version));
-            if let Some(time) = &self.time {
-                text.push_str(&format!(" at {time}"));
-            }
         }
         text
     }

@@ -28,9 +28,28 @@ pub fn wanted(headers: &http::HeaderMap) -> Result<Option<UserInfo>, Status> {
         if uid.is_empty() && groups.is_empty() && extra.is_empty() {
             return Ok(None);
         }
-        return Err(failure::internal("requested impersonation without impersonating a user"));
+        return Err(Status::bad_request(format!(
+            "requested {} without impersonating a user name",
+            in_go(&uid, &groups, &extra)
+        )));
     }
     Ok(Some(UserInfo { name, uid, groups, extra }))
+}
+
+/// A user without a name as Go prints it, which is what the answer tells.
+fn in_go(uid: &str, groups: &[String], extra: &BTreeMap<String, Vec<String>>) -> String {
+    let list = |values: &[String]| {
+        let quoted: Vec<String> = values.iter().map(|v| format!("{v:?}")).collect();
+        format!("[]string{{{}}}", quoted.join(", "))
+    };
+    let groups = if groups.is_empty() { "[]string(nil)".to_owned() } else { list(groups) };
+    let extra = if extra.is_empty() {
+        "map[string][]string(nil)".to_owned()
+    } else {
+        let entries: Vec<String> = extra.iter().map(|(k, v)| format!("{k:?}:{}", list(v))).collect();
+        format!("map[string][]string{{{}}}", entries.join(", "))
+    };
+    format!("&user.DefaultInfo{{Name:\"\", UID:{uid:?}, Groups:{groups}, Extra:{extra}}}")
 }
 
 fn service_account(name: &str) -> Option<(&str, &str)> {

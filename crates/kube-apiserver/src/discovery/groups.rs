@@ -152,7 +152,7 @@ pub fn group(server: &Server, call: &Call, group: &str) -> Result<Response<Body>
     let table = server.registry.table.load();
     let groups = ordered(&table);
     let Some((_, versions)) = groups.iter().find(|(g, _)| *g == group && !g.is_empty()) else {
-        return Err(Status::no_such_resource());
+        return Ok(super::no_such_page());
     };
     let mut value = group_value(group, versions);
     value["kind"] = "APIGroup".into();

@@ -21,11 +21,19 @@ pub use groups::Documents;
 /// Answers a non-resource request.
 pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>, Status> {
     if call.method != Method::GET && call.method != Method::HEAD {
-        let mut status = Status::no_such_resource();
-        status.code = 405;
-        status.reason = "MethodNotAllowed".to_owned();
-        status.message = "the server does not allow this method on the requested resource".to_owned();
-        return Err(status);
+        let table = server.registry.table.load();
+        let mut parts = call.uri.path().split('/').filter(|p| !p.is_empty());
+        return match (parts.next(), parts.next(), parts.next()) {
+            (Some("api"), Some(version), _) if table.version("", version).is_none() => {
+                Err(Status::no_such_resource())
+            }
+            (Some("apis"), Some(group), version) => match version {
+                _ if !table.groups().any(|(known, _)| known == group) => Ok(no_such_page()),
+                Some(version) if table.version(group, version).is_none() => Err(Status::no_such_resource()),
+                _ => Err(Status::no_such_method()),
+            },
+            _ => Err(Status::no_such_method()),
+        };
     }
     let path = call.uri.path().trim_end_matches('/').to_owned();
     let parts: Vec<&str> = path.split('/').skip(1).collect();
@@ -92,8 +100,14 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
             }
             None => Err(Status::no_such_resource()),
         },
-        _ => Err(Status::no_such_resource()),
+        ["api", ..] => Err(Status::no_such_resource()),
+        _ => Ok(no_such_page()),
     }
+}
+
+/// The answer for a path that no part of the server has claimed.
+pub fn no_such_page() -> Response<Body> {
+    respond::text(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
 /// What `/version` says.

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::http::Body;
 use crate::http::request_info::proxy_tail;
 use crate::registry::handler::Call;
+use crate::registry::list::not_a_number;
 use crate::seams::{AdmissionRequest, Operation};
 use crate::server::Server;
 use dial::{Dialer, Target};
@@ -122,19 +123,48 @@ fn encode_query(pairs: &[(&str, &str)]) -> String {
     out.finish()
 }
 
+fn check_log_options(call: &Call) -> Result<(), Status> {
+    use apimachinery::field_path::Path;
+    use apimachinery::status::FieldError;
+    let number = |name: &str| {
+        let parsed = call.query.non_empty(name).map(|text| {
+            text.parse::<i64>().map_err(|e| Status::bad_request(not_a_number("ParseInt", text, &e)))
+        });
+        parsed.transpose()
+    };
+    let mut errors = Vec::new();
+    if let Some(lines) = number("tailLines")?.filter(|n| *n < 0) {
+        errors.push(FieldError::invalid(
+            &Path::new("tailLines"),
+            lines,
+            "must be greater than or equal to 0",
+        ));
+    }
+    for name in ["limitBytes", "sinceSeconds"] {
+        if let Some(given) = number(name)?.filter(|n| *n < 1) {
+            errors.push(FieldError::invalid(&Path::new(name), given, "must be greater than 0"));
+        }
+    }
+    if call.query.non_empty("sinceSeconds").is_some() && call.query.non_empty("sinceTime").is_some() {
+        let why = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+        errors.push(FieldError::forbidden(&Path::new("[]"), why));
+    }
+    if call.query.non_empty("stream").is_some() {
+        // Upstream has it behind a gate that is off.
+        errors.push(FieldError::forbidden(&Path::new("stream"), "may not be specified"));
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Status::invalid("PodLogOptions", "", &call.info.name, errors))
+}
+
 /// `pods/log`: the kubelet's answer, as it comes.
 pub async fn log(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>, Status> {
+    check_log_options(call)?;
     let pod = target::pod(&server.registry, &call.info).await?;
     let container = target::container(&pod, call.query.non_empty("container"), true)?;
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
-    if let Some(lines) = call.query.non_empty("tailLines")
-        && !lines.parse::<i64>().is_ok_and(|n| n >= 0)
-    {
-        let path = apimachinery::field_path::Path::new("tailLines");
-        let error =
-            apimachinery::status::FieldError::invalid(&path, lines, "must be greater than or equal to 0");
-        return Err(Status::invalid("PodLogOptions", "", &call.info.name, vec![error]));
-    }
     if node.is_empty() {
         return Ok(Response::new(Body::Empty));
     }

@@ -78,7 +78,8 @@ impl Call {
         for value in self.query.all("dryRun").filter(|v| !v.is_empty()) {
             if value != "All" {
                 let path = apimachinery::field_path::Path::new("dryRun");
-                let error = FieldError::not_supported(&path, value, &["All"]);
+                let given: Vec<&str> = self.query.all("dryRun").collect();
+                let error = FieldError::not_supported(&path, given, &["All"]);
                 return Err(Status::invalid(self.options_kind(), "meta.k8s.io", "", vec![error]));
             }
             dry = true;
@@ -227,15 +228,26 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
     let info = call.info.clone();
     let table = registry.table.load_full();
     let Some(entry) = table.find(&info.group, &info.version, &info.resource) else {
+        if !info.group.is_empty() && !table.groups().any(|(known, _)| known == info.group) {
+            return Ok(crate::discovery::no_such_page());
+        }
         return Err(Status::no_such_resource());
     };
+    let deprecated = match (entry.group.as_str(), entry.resource.as_str()) {
+        ("", "endpoints") => "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+        ("", "componentstatuses") => "v1 ComponentStatus is deprecated in v1.19+",
+        _ => "",
+    };
+    if !deprecated.is_empty() {
+        call.warnings.push(deprecated.to_owned());
+    }
     let collection = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
     if entry.namespaced {
         let everywhere = matches!(info.verb.as_str(), "list" | "watch")
             || info.subresource.is_empty() && !entry.has_verb("get");
         if info.namespace.is_empty() && !everywhere {
-            return Err(if info.name.is_empty() && info.verb != "deletecollection" {
-                Status::method_not_allowed(&entry.resource, &entry.group, &info.verb)
+            return Err(if info.name.is_empty() {
+                Status::no_such_method()
             } else {
                 Status::no_such_resource()
             });
@@ -246,8 +258,14 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
     if !info.subresource.is_empty() {
         return Box::pin(subresource::serve(server, entry, call)).await;
     }
-    if !entry.has_verb(&info.verb) {
-        return Err(Status::method_not_allowed(&entry.resource, &entry.group, &info.verb));
+    // A collection takes no name, and a change needs one.
+    let misplaced = match info.verb.as_str() {
+        "create" => !info.name.is_empty(),
+        "update" | "patch" => info.name.is_empty(),
+        _ => false,
+    };
+    if misplaced || !entry.has_verb(&info.verb) || call.method == Method::HEAD {
+        return Err(Status::no_such_method());
     }
     if entry.cache.is_none() {
         return Box::pin(subresource::serve_unstored(server, entry, call)).await;
@@ -267,8 +285,8 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
                 list::response(show, page).await
             }
             "watch" => {
-                ListOptions::parse(&call.query)?;
                 let options = WatchOptions::parse(&call.query)?;
+                ListOptions::parse(&call.query)?;
                 let mut selection = selection;
                 if call.uri.path().contains("/watch/") && !info.name.is_empty() {
                     selection.fields =
@@ -286,7 +304,7 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
         "update" => Box::pin(update(registry, entry, call, "")).await,
         "patch" => Box::pin(patch(registry, entry, call, "")).await,
         "delete" => Box::pin(delete(registry, entry, call)).await,
-        verb => Err(Status::method_not_allowed(&entry.resource, &entry.group, verb)),
+        _ => Err(Status::no_such_method()),
     }
 }
 
@@ -336,6 +354,21 @@ fn check_identity(entry: &Entry, info: &RequestInfo, object: &mut Value) -> Resu
     Ok(())
 }
 
+/// Checks that an object is of the name in the path.
+pub fn check_name(info: &RequestInfo, object: &Value) -> Result<(), Status> {
+    match meta::text(object, "name") {
+        "" => Err(Status::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            info.name
+        ))),
+        name if name != info.name => Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            info.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
 async fn create(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
     let show = call.show(entry, registry)?;
     let mut object = call.decode(Shape::of(entry)).await?;
@@ -356,16 +389,7 @@ pub async fn update(
 ) -> Result<Response<Body>, Status> {
     let show = call.show(entry, registry)?;
     let mut object = call.decode(Shape::of(entry)).await?;
-    let name = meta::text(&object, "name");
-    if name.is_empty() {
-        return Err(Status::bad_request("name must be provided"));
-    }
-    if name != call.info.name {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            call.info.name
-        )));
-    }
+    check_name(&call.info, &object)?;
     check_identity(entry, &call.info, &mut object)?;
     output::to_storage(entry, &mut object)?;
     finish(registry, entry, call, sub, Change::Replace(object), show).await
@@ -466,14 +490,13 @@ pub async fn patch(
         let error = FieldError::forbidden(&path, "may not be specified for non-apply patch");
         return Err(Status::invalid("PatchOptions", "meta.k8s.io", "", vec![error]));
     }
+    let info = call.info.clone();
     let compute = |old: &Value| {
         let mut shown = old.clone();
         output::from_storage(entry, &mut shown)?;
         let patched = wire::apply_patch(&shown, &body, kind, Shape::of(entry))?;
+        check_name(&info, &patched)?;
         let (mut new, complaints) = wire::recheck(patched, strictness, Shape::of(entry))?;
-        if strictness == Strictness::Strict && !complaints.is_empty() {
-            return Err(Status::bad_request(format!("strict decoding error: {}", complaints.join(", "))));
-        }
         let warnings = if strictness == Strictness::Warn { complaints } else { Vec::new() };
         output::to_storage(entry, &mut new)?;
         Ok((new, warnings))

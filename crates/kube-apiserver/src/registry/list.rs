@@ -24,6 +24,21 @@ use crate::http::respond;
 /// Bytes a chunk of a streamed list grows to.
 const CHUNK_BYTES: usize = 64 << 10;
 
+/// How Go tells that `text` is no number.
+pub fn not_a_number(function: &str, text: &str, error: &std::num::ParseIntError) -> String {
+    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+    let why = match error.kind() {
+        PosOverflow | NegOverflow => "value out of range",
+        _ => "invalid syntax",
+    };
+    format!("strconv.{function}: parsing {text:?}: {why}")
+}
+
+/// A resource version, or what is wrong with it.
+pub fn parse_version(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|e| format!("Invalid value: {text:?}: {}", not_a_number("ParseUint", text, &e)))
+}
+
 /// The list parameters of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListOptions {
@@ -39,9 +54,9 @@ impl ListOptions {
         use apimachinery::status::FieldError;
         let limit = match query.non_empty("limit") {
             None => 0,
-            Some(text) => text
-                .parse::<i64>()
-                .map_err(|_| Status::bad_request(format!("limit: invalid value {text:?}")))?,
+            Some(text) => {
+                text.parse::<i64>().map_err(|e| Status::bad_request(not_a_number("ParseInt", text, &e)))?
+            }
         };
         let continued = query.non_empty("continue").map(str::to_owned);
         let version = query.non_empty("resourceVersion");
@@ -83,10 +98,8 @@ impl ListOptions {
         }
         let resource_version = version
             .map(|text| {
-                text.parse::<u64>().map_err(|_| {
-                    Status::bad_request(format!(
-                        "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
-                    ))
+                parse_version(text).map_err(|why| {
+                    Status::bad_request(format!("invalid resource version: resourceVersion: {why}"))
                 })
             })
             .transpose()?;

@@ -30,8 +30,7 @@ impl Selection {
     ) -> Result<Selection, Status> {
         let labels = match labels {
             None | Some("") => LabelSelector::everything(),
-            Some(text) => LabelSelector::parse(text)
-                .map_err(|e| Status::bad_request(format!("unable to parse requirement: {e}")))?,
+            Some(text) => LabelSelector::parse(text).map_err(|e| Status::bad_request(e.to_string()))?,
         };
         let fields = match fields {
             None | Some("") => FieldSelector::everything(),
@@ -72,12 +71,7 @@ impl Selection {
 
 /// Checks the fields against those the resource can be selected by, and names them as they are stored.
 fn parse_fields(entry: &Entry, text: &str) -> Result<FieldSelector, Status> {
-    let refused = |why: &dyn Display| {
-        let what = format!("{}, Resource={}", entry.api_version(), entry.resource);
-        Status::bad_request(format!(
-            "Unable to find {what:?} that match label selector \"\", field selector {text:?}: {why}"
-        ))
-    };
+    let refused = |why: &dyn Display| Status::bad_request(why.to_string());
     let parsed = FieldSelector::parse(text).map_err(|e| refused(&e))?;
     let mut out = String::new();
     for term in parsed.terms() {

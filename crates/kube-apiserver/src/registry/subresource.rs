@@ -33,7 +33,7 @@ pub async fn serve(
     };
     // What is proxied takes any method, also those that are no verb here (OPTIONS).
     if sub.name != "proxy" && !sub.verbs.contains(&info.verb) {
-        return Err(Status::method_not_allowed(&entry.resource, &entry.group, &info.verb));
+        return Err(Status::no_such_method());
     }
     let name = sub.name.as_str();
     match (entry.resource.as_str(), name) {
@@ -50,7 +50,7 @@ pub async fn serve(
         "get" => handler::get(registry, entry, call).await,
         "update" => handler::update(registry, entry, call, name).await,
         "patch" => handler::patch(registry, entry, call, name).await,
-        verb => Err(Status::method_not_allowed(&entry.resource, &entry.group, verb)),
+        _ => Err(Status::no_such_method()),
     }
 }
 
@@ -75,7 +75,7 @@ pub async fn serve_unstored(
                 json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []});
             Ok(respond::value(StatusCode::OK, &list, show.accept))
         }
-        ("", "componentstatuses", "get") => Err(Status::not_found("componentstatuses", "", &call.info.name)),
+        ("", "componentstatuses", "get") => Err(Status::not_found("componentstatus", "", &call.info.name)),
         (_, _, "create") => {
             let accept = call.accept(false)?;
             let object = call.decode(Shape::of(entry)).await?;
@@ -84,7 +84,7 @@ pub async fn serve_unstored(
                 policy.reviews.review(&call.user, &entry.resource, &call.info.namespace, object).await?;
             Ok(respond::value(StatusCode::CREATED, &answer, accept))
         }
-        (_, _, verb) => Err(Status::method_not_allowed(&entry.resource, &entry.group, verb)),
+        _ => Err(Status::no_such_method()),
     }
 }
 
@@ -110,13 +110,7 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
     type Computed<'a> = Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync + 'a>;
     let wanted: Computed<'_> = if call.info.verb == "update" {
         let sent = call.decode(Shape::builtin("autoscaling", "v1", "Scale")).await?;
-        if meta::text(&sent, "name") != call.info.name {
-            return Err(Status::bad_request(format!(
-                "the name of the object ({}) does not match the name on the URL ({})",
-                meta::text(&sent, "name"),
-                call.info.name
-            )));
-        }
+        handler::check_name(&call.info, &sent)?;
         Box::new(move |_| Ok(sent.clone()))
     } else {
         let kind = handler::patch_kind(call, entry)?;
@@ -174,7 +168,7 @@ async fn bind_one(
 ) -> Result<Response<Body>, Status> {
     let body = call.decode(Shape::builtin("", "v1", "Binding")).await?;
     let name = meta::text(&body, "name");
-    if !name.is_empty() && name != call.info.name {
+    if name != call.info.name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
     bind(registry, entry, call, body).await
@@ -198,23 +192,31 @@ async fn bind(
         } else {
             apimachinery::status::FieldError::not_supported(&path.child("kind"), kind, &["Node", "<empty>"])
         };
-        return Err(Status::invalid("Binding", "", &name, vec![error]));
+        // Upstream does not dress these up as an invalid object.
+        return Err(Status::unknown(error.to_string()));
     }
     let mut write = call.write(registry, pods, &user, "binding")?;
     connect(&mut write, Operation::Create, &namespace, &name, "Binding", &mut binding).await?;
     call.warnings.append(&mut write.warnings);
     let uid = meta::text(&binding, "uid").to_owned();
+    let version = meta::text(&binding, "resourceVersion").to_owned();
     let now = registry.clock.now_rfc3339();
     let labels = binding["metadata"]["labels"].clone();
     let annotations = binding["metadata"]["annotations"].clone();
     write
         .edit(&namespace, &name, &|old| {
             let conflict = |why: String| Status::conflict("pods/binding", "", &name, why);
-            if !uid.is_empty() && uid != meta::text(old, "uid") {
-                return Err(conflict(format!(
-                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                    meta::text(old, "uid")
-                )));
+            for (what, wanted) in [("UID", &uid), ("ResourceVersion", &version)] {
+                let field = if what == "UID" { "uid" } else { "resourceVersion" };
+                if !wanted.is_empty() && wanted != meta::text(old, field) {
+                    let why = format!(
+                        "StorageError: invalid object, Code: 4, Key: /pods/{namespace}/{name}, ResourceVersion: 0, \
+                         AdditionalErrorMsg: Precondition failed: {what} in precondition: {wanted}, {what} in \
+                         object meta: {}",
+                        meta::text(old, field)
+                    );
+                    return Err(Status::conflict("pods", "", &name, why));
+                }
             }
             if meta::is_deleting(old) {
                 return Err(conflict(format!("pod {name} is being deleted, cannot be assigned to a host")));
@@ -317,7 +319,7 @@ async fn evict(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
     let user = call.user.clone();
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
     let said = meta::text(&eviction, "name");
-    if !said.is_empty() && said != name {
+    if said != name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let mut write = call.write(registry, entry, &user, "eviction")?;

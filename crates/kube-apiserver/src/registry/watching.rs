@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::{Instant, Sleep};
 
+use super::list::{not_a_number, parse_version};
 use super::output::{IncludeObject, Show};
 use super::selection::Selection;
 use super::{Entry, Registry};
@@ -46,14 +47,14 @@ impl WatchOptions {
     pub fn parse(query: &Query) -> Result<WatchOptions, Status> {
         use apimachinery::field_path::Path;
         use apimachinery::status::FieldError;
-        let number = |name: &str| {
-            query
-                .non_empty(name)
-                .map(|t| {
-                    t.parse::<u64>().map_err(|_| Status::bad_request(format!("{name}: invalid value {t:?}")))
-                })
-                .transpose()
-        };
+        let timeout = query
+            .non_empty("timeoutSeconds")
+            .map(|t| t.parse::<i64>().map_err(|e| Status::bad_request(not_a_number("ParseInt", t, &e))))
+            .transpose()?;
+        let resource_version = query
+            .non_empty("resourceVersion")
+            .map(|t| parse_version(t).map_err(|e| Status::unknown(format!("resourceVersion: {e}"))))
+            .transpose()?;
         let send_initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
         if send_initial_events.is_some() && query.non_empty("resourceVersionMatch") != Some("NotOlderThan") {
             let path = Path::new("resourceVersionMatch");
@@ -64,10 +65,10 @@ impl WatchOptions {
             return Err(Status::invalid("ListOptions", "meta.k8s.io", "", vec![error]));
         }
         Ok(WatchOptions {
-            resource_version: number("resourceVersion")?,
+            resource_version,
             bookmarks: query.flag("allowWatchBookmarks"),
             send_initial_events,
-            timeout: number("timeoutSeconds")?.filter(|s| *s > 0).map(Duration::from_secs),
+            timeout: timeout.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0).map(Duration::from_secs),
         })
     }
 }

@@ -82,7 +82,9 @@ impl Write<'_> {
         if errors.is_empty() {
             return Ok(());
         }
-        Err(Status::invalid(&self.entry.kind, &self.entry.group, name, errors))
+        // Events are told of as those of the core group, through whichever they came.
+        let group = if self.entry.group == "events.k8s.io" { "" } else { &self.entry.group };
+        Err(Status::invalid(&self.entry.kind, group, name, errors))
     }
 
     async fn admit(
@@ -181,6 +183,13 @@ impl Write<'_> {
         entry.strategy.prepare_for_create(&mut object);
         if let Some(custom) = &entry.custom {
             custom.prepare_for_create(&mut object);
+        }
+        if entry.is("", "limitranges") && meta::text(&object, "name").is_empty() {
+            meta::set(&mut object, "name", apimachinery::names::uid());
+        }
+        if meta::text(&object, "name").is_empty() {
+            let path = apimachinery::field_path::Path::new("metadata").child("name");
+            self.invalid("", vec![FieldError::required(&path, "name or generateName is required")])?;
         }
         let mut attempt = 0;
         loop {

@@ -42,21 +42,31 @@ pub async fn cluster_on(engine: Engine, change: impl FnOnce(&mut kube_apiserver:
     );
     config.bind_address = IpAddr::from([127, 0, 0, 1]);
     config.secure_port = 0;
-    config.security.tokens = Some("t,admin,1,system:masters\n".to_owned());
+    config.security.tokens = Some(
+        "t,admin,1,system:masters\nalice-token,alice,2,dev\nnode-token,system:node:node1,3,system:nodes\n"
+            .to_owned(),
+    );
+    config.security.service_account_signing_key =
+        Some(rcgen::KeyPair::generate().unwrap().serialize_pem().into_bytes());
     config.security.advertise_address = IpAddr::from([192, 0, 2, 1]);
     change(&mut config);
     let (handle, prepared) = kube_apiserver::prepare(config).await.unwrap();
     let stop = CancellationToken::new();
     tokio::spawn(prepared.run(stop.clone()));
     handle.ready().await;
-    let mut kube = kube::Config::new(format!("https://{}", handle.address()).parse().unwrap());
-    kube.accept_invalid_certs = true;
-    kube.auth_info.token = Some("t".to_owned().into());
-    let client = kube::Client::try_from(kube).unwrap();
+    let client = client(&handle, Some("t"));
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
     let account = serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap();
     let _ = accounts.create(&PostParams::default(), &account).await;
     Cluster { client, handle, _stop: stop.drop_guard(), _data: None }
+}
+
+/// A client with a token of the token file, or with none.
+pub fn client(handle: &Handle, token: Option<&str>) -> kube::Client {
+    let mut kube = kube::Config::new(format!("https://{}", handle.address()).parse().unwrap());
+    kube.accept_invalid_certs = true;
+    kube.auth_info.token = token.map(|t| t.to_owned().into());
+    kube::Client::try_from(kube).unwrap()
 }
 
 pub fn code(error: kube::Error) -> (u16, String) {

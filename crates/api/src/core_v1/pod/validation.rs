@@ -196,7 +196,70 @@ pub fn spec(errors: &mut Errors, spec: &Value, pod_name: &str, is_pod: bool, pat
     if spec.has("os") {
         match spec.text("os.name") {
             "" => errors.required(&path.child("os").child("name"), ""),
+            "linux" => not_of_system(errors, spec, path, &[], &["windowsOptions"], LINUX),
+            "windows" => {
+                for name in ["hostUsers", "hostPID", "hostIPC", "shareProcessNamespace"] {
+                    if spec.has(name) {
+                        errors.forbidden(&path.child(name), WINDOWS);
+                    }
+                }
+                not_of_system(errors, spec, path, &OF_LINUX_PODS, &OF_LINUX_CONTAINERS, WINDOWS);
+            }
             name => errors.one_of(&path.child("os"), name, &["linux", "windows"]),
+        }
+    }
+}
+
+const LINUX: &str = "windows options cannot be set for a linux pod";
+const WINDOWS: &str = "cannot be set for a windows pod";
+const OF_LINUX_PODS: [&str; 11] = [
+    "appArmorProfile",
+    "seLinuxOptions",
+    "seccompProfile",
+    "fsGroup",
+    "fsGroupChangePolicy",
+    "sysctls",
+    "runAsUser",
+    "runAsGroup",
+    "supplementalGroups",
+    "supplementalGroupsPolicy",
+    "seLinuxChangePolicy",
+];
+const OF_LINUX_CONTAINERS: [&str; 10] = [
+    "appArmorProfile",
+    "seLinuxOptions",
+    "seccompProfile",
+    "capabilities",
+    "readOnlyRootFilesystem",
+    "privileged",
+    "allowPrivilegeEscalation",
+    "procMount",
+    "runAsUser",
+    "runAsGroup",
+];
+
+/// Refuses what the security contexts ask of another operating system than the pod's.
+fn not_of_system(
+    errors: &mut Errors,
+    spec: &Value,
+    path: &Path<'_>,
+    of_pod: &[&str],
+    of_containers: &[&str],
+    why: &str,
+) {
+    let mut refuse = |context: &Value, path: &Path<'_>, names: &[&str]| {
+        for name in names {
+            if context.has(name) {
+                errors.forbidden(&path.child("securityContext").child(name), why);
+            }
+        }
+    };
+    let of_pod = if of_pod.is_empty() { of_containers } else { of_pod };
+    refuse(spec.at("securityContext"), path, of_pod);
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        let list_path = path.child(list);
+        for (i, container) in spec.list(list).iter().enumerate() {
+            refuse(container.at("securityContext"), &list_path.index(i), of_containers);
         }
     }
 }

@@ -95,7 +95,8 @@ fn source(errors: &mut Errors, volume: &Value, is_pod: bool, path: &Path<'_>) {
         if source.is_null() {
             continue;
         }
-        let path = path.child(kind);
+        // Upstream names this field by what the volume was called first.
+        let path = path.child(if kind == "gcePersistentDisk" { "persistentDisk" } else { kind });
         if found {
             errors.forbidden(&path, "may not specify more than 1 volume type");
         } else {
@@ -162,21 +163,144 @@ fn one_source(errors: &mut Errors, kind: &str, source: &Value, is_pod: bool, pat
                 persistent_volume::claim_spec(errors, template.at("spec"), &path.child("spec"));
             }
         },
-        "image" if is_pod => require(errors, source, &["reference"], path),
-        "gcePersistentDisk" => require(errors, source, &["pdName"], path),
-        "awsElasticBlockStore" | "cinder" => require(errors, source, &["volumeID"], path),
-        "iscsi" => require(errors, source, &["targetPortal", "iqn"], path),
+        "image" => {
+            if is_pod {
+                require(errors, source, &["reference"], path);
+            }
+            let policy = source.text("pullPolicy");
+            if !policy.is_empty() {
+                errors.one_of(&path.child("pullPolicy"), policy, &["Always", "IfNotPresent", "Never"]);
+            }
+        }
+        "gcePersistentDisk"
+        | "awsElasticBlockStore"
+        | "cinder"
+        | "cephfs"
+        | "rbd"
+        | "azureDisk"
+        | "iscsi"
+        | "fc"
+        | "quobyte"
+        | "storageos" => legacy(errors, kind, source, path),
         "gitRepo" => require(errors, source, &["repository"], path),
         "glusterfs" => require(errors, source, &["endpoints", "path"], path),
-        "rbd" => require(errors, source, &["image"], path),
         "azureFile" => require(errors, source, &["secretName", "shareName"], path),
-        "azureDisk" => require(errors, source, &["diskName", "diskURI"], path),
         "vsphereVolume" => require(errors, source, &["volumePath"], path),
         "flexVolume" => require(errors, source, &["driver"], path),
-        "quobyte" => require(errors, source, &["registry", "volume"], path),
         "photonPersistentDisk" => require(errors, source, &["pdID"], path),
         "portworxVolume" => require(errors, source, &["volumeID"], path),
         "scaleIO" => require(errors, source, &["gateway", "system", "volumeName"], path),
+        _ => {}
+    }
+}
+
+/// Volumes of the plugins that once were part of the kubelet.
+pub fn legacy(errors: &mut Errors, kind: &str, source: &Value, path: &Path<'_>) {
+    let partition = |errors: &mut Errors| {
+        let partition = source.int("partition");
+        if !(0..=255).contains(&partition) {
+            errors.invalid(&path.child("partition"), partition, "must be between 0 and 255, inclusive");
+        }
+    };
+    let some = |errors: &mut Errors, list: &str| {
+        if source.list(list).is_empty() {
+            errors.required(&path.child(list), "");
+        }
+    };
+    let lun = |errors: &mut Errors| {
+        let lun = source.int("lun");
+        if !(0..=255).contains(&lun) {
+            errors.invalid(&path.child("lun"), lun, "must be between 0 and 255, inclusive");
+        }
+    };
+    match kind {
+        "gcePersistentDisk" => {
+            require(errors, source, &["pdName"], path);
+            partition(errors);
+        }
+        "awsElasticBlockStore" => {
+            require(errors, source, &["volumeID"], path);
+            partition(errors);
+        }
+        "cinder" => require(errors, source, &["volumeID"], path),
+        "cephfs" => some(errors, "monitors"),
+        "rbd" => {
+            some(errors, "monitors");
+            require(errors, source, &["image"], path);
+        }
+        "iscsi" => {
+            require(errors, source, &["targetPortal", "iqn"], path);
+            let iqn = source.text("iqn");
+            if !iqn.is_empty() && !["iqn", "eui", "naa"].iter().any(|p| iqn.starts_with(p)) {
+                errors.invalid(
+                    &path.child("iqn"),
+                    iqn,
+                    "must be valid format starting with iqn, eui, or naa",
+                );
+            }
+            lun(errors);
+            if (source.flag("chapAuthDiscovery") || source.flag("chapAuthSession"))
+                && !source.has("secretRef")
+            {
+                errors.required(&path.child("secretRef"), "");
+            }
+        }
+        "fc" => {
+            let (names, ids) = (source.list("targetWWNs"), source.list("wwids"));
+            let field = path.child("targetWWNs");
+            if names.is_empty() && ids.is_empty() {
+                errors.required(&field, "must specify either targetWWNs or wwids, but not both");
+            } else if !names.is_empty() && !ids.is_empty() {
+                let both = "targetWWNs and wwids can not be specified simultaneously";
+                errors.invalid(&field, source.at("targetWWNs").clone(), both);
+            }
+            if !names.is_empty() && !source.has("lun") {
+                errors.required(&path.child("lun"), "lun is required if targetWWNs is specified");
+            } else if !names.is_empty() {
+                lun(errors);
+            }
+        }
+        "azureDisk" => {
+            require(errors, source, &["diskName", "diskURI"], path);
+            let (uri, kind) = (source.text("diskURI"), source.text("kind"));
+            if source.has("cachingMode") {
+                let mode = source.text("cachingMode");
+                errors.one_of(&path.child("cachingMode"), mode, &["None", "ReadOnly", "ReadWrite"]);
+            }
+            if source.has("kind") {
+                errors.one_of(&path.child("kind"), kind, &["Dedicated", "Managed", "Shared"]);
+                let (start, shape) = if kind == "Managed" {
+                    let disk = "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/";
+                    ("/subscriptions/", format!("{disk}{{disk-id}}"))
+                } else {
+                    let blob =
+                        "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
+                    ("https://", blob.to_owned())
+                };
+                if !uri.starts_with(start) {
+                    errors.not_supported(&path.child("diskURI"), uri, &[&shape]);
+                }
+            }
+        }
+        "quobyte" => {
+            const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
+            let registry = source.text("registry");
+            if registry.is_empty() {
+                errors.required(&path.child("registry"), PAIRS);
+            } else if registry.split(',').any(|pair| !pair.contains(':')) {
+                errors.invalid(&path.child("registry"), registry, PAIRS);
+            }
+            require(errors, source, &["volume"], path);
+        }
+        "storageos" => {
+            require(errors, source, &["volumeName"], path);
+            for name in ["volumeName", "volumeNamespace"] {
+                let value = source.text(name);
+                if !value.is_empty() {
+                    errors.invalid_each(&path.child(name), value, check::dns1123_label(value));
+                }
+            }
+        }
         _ => {}
     }
 }
