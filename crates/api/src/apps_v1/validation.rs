@@ -495,7 +495,14 @@ mod tests {
                 },
                 &[],
             ),
-            ("daemonsets", |d| d["spec"]["selector"] = Value::Null, &["spec.selector: Required value"]),
+            (
+                "daemonsets",
+                |d| d["spec"]["selector"] = Value::Null,
+                &[
+                    "spec.template.metadata.labels: Invalid value: {\"a\":\"b\"}: `selector` does not match template \
+                     `labels`",
+                ],
+            ),
         ];
         for (resource, change, want) in cases {
             let object = workload(resource, change);
