@@ -39,21 +39,6 @@ pub fn parse_version(text: &str) -> Result<u64, String> {
     text.parse().map_err(|e| format!("Invalid value: {text:?}: {}", not_a_number("ParseUint", text, &e)))
 }
 
-/// How Go tells that `text` is no number.
-pub fn not_a_number(function: &str, text: &str, error: &std::num::ParseIntError) -> String {
-    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
-    let why = match error.kind() {
-        PosOverflow | NegOverflow => "value out of range",
-        _ => "invalid syntax",
-    };
-    format!("strconv.{function}: parsing {text:?}: {why}")
-}
-
-/// A resource version, or what is wrong with it.
-pub fn parse_version(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|e| format!("Invalid value: {text:?}: {}", not_a_number("ParseUint", text, &e)))
-}
-
 /// The list parameters of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListOptions {

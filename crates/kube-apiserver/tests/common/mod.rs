@@ -69,14 +69,6 @@ pub fn client(handle: &Handle, token: Option<&str>) -> kube::Client {
     kube::Client::try_from(kube).unwrap()
 }
 
-/// A client with a token of the token file, or with none.
-pub fn client(handle: &Handle, token: Option<&str>) -> kube::Client {
-    let mut kube = kube::Config::new(format!("https://{}", handle.address()).parse().unwrap());
-    kube.accept_invalid_certs = true;
-    kube.auth_info.token = token.map(|t| t.to_owned().into());
-    kube::Client::try_from(kube).unwrap()
-}
-
 pub fn code(error: kube::Error) -> (u16, String) {
     match error {
         kube::Error::Api(status) => (status.code, status.reason.clone()),
