@@ -58,7 +58,7 @@ impl Cluster {
     }
 
     pub fn down(&self, purge: bool) -> String {
-        output(&mut self.isopod("down", &[]).args(purge.then_some("--purge")))
+        output(self.isopod("down", &[]).args(purge.then_some("--purge")))
     }
 
     /// The binary with the flags of this cluster.

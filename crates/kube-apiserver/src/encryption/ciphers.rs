@@ -79,8 +79,8 @@ impl Key {
                 let other = cipher.clone();
                 Cipher {
                     nonce_len: BOX_NONCE_LEN,
-                    seal: Box::new(move |nonce, text, _| cipher.encrypt(nonce.try_into().ok()?, text).ok()),
-                    open: Box::new(move |nonce, text, _| other.decrypt(nonce.try_into().ok()?, text).ok()),
+                    seal: Box::new(move |nonce, text, _| cipher.encrypt(nonce.into(), text).ok()),
+                    open: Box::new(move |nonce, text, _| other.decrypt(nonce.into(), text).ok()),
                 }
             }
             ("secretbox", n) => bail!("secret is not of the expected length, got {n}, expected one of [32]"),

@@ -7,7 +7,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use kube::api::{DeleteParams, Preconditions};
 
-use super::is_issued;
 use crate::Context;
 use crate::support::errors::IgnoreNotFound;
 
@@ -53,15 +52,7 @@ fn left(csr: &CertificateSigningRequest, now: Timestamp) -> Duration {
     let mut left = Duration::MAX;
     for condition in conditions {
         let at = condition.last_update_time.as_ref().or(condition.last_transition_time.as_ref()).map(|t| t.0);
-        let done = match condition.type_.as_str() {
-            "Approved" => is_issued(csr),
-            "Denied" | "Failed" => true,
-            _ => false,
-        };
-        let waits = condition.type_ == "Approved" && !is_issued(csr);
-        if done {
-            left = left.min(since(at.or(created), DONE));
-        } else if waits {
+        if matches!(condition.type_.as_str(), "Approved" | "Denied" | "Failed") {
             left = left.min(since(at.or(created), DONE));
         }
     }

@@ -86,11 +86,11 @@ pub async fn phase(load: &Load<'_>, target: &Target) -> Result<()> {
 async fn change(load: &Load<'_>, path: &str, events: usize) -> Result<Vec<Option<Instant>>> {
     let mut sent = vec![None; events + 1];
     let mut running = tokio::task::JoinSet::new();
-    for n in 1..=events {
+    for (n, sent) in sent.iter_mut().enumerate().skip(1) {
         if running.len() >= OBJECTS / 2 {
             running.join_next().await.transpose()?.transpose()?;
         }
-        sent[n] = Some(Instant::now());
+        *sent = Some(Instant::now());
         let connection = load.connections[n % load.connections.len()].clone();
         let request = Request::patch(
             format!("{path}/watched-{}", n % OBJECTS),
