@@ -371,7 +371,7 @@ mod tests {
         given.apply_security(&mut security).unwrap();
         assert!(security.bootstrap_tokens);
         assert_eq!(security.request_header.allowed_names, ["front-proxy-client"]);
-        assert!(Command::try_parse_from(["kube-apiserver", "--encryption-provider-config=/x"]).is_err());
+        assert!(Command::try_parse_from(["kube-apiserver", "--authentication-config=/x"]).is_err());
     }
 
     #[test]
