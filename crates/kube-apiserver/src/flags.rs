@@ -137,7 +137,7 @@ pub struct Flags {
     pub accepted: Accepted,
 }
 
-/// Flags that upstream's manifests carry and that change nothing here.
+/// Flags that upstream's manifests carry and that change nothing here; [`Flags::validate`] refuses values that would.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Accepted {
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
@@ -204,6 +204,16 @@ impl Flags {
         }
         if self.service_account_issuer.is_empty() || self.service_account_signing_key_file.is_none() {
             wrong.push("--service-account-signing-key-file and --service-account-issuer are required flags");
+        }
+        // Upstream turns something off with these; taking them in silence would say that it is off.
+        for (given, flag) in [
+            (self.accepted.allow_privileged, "--allow-privileged=false is not supported"),
+            (self.accepted.service_account_lookup, "--service-account-lookup=false is not supported"),
+            (self.accepted.enable_garbage_collector, "--enable-garbage-collector=false is not supported"),
+        ] {
+            if given == Some(false) {
+                wrong.push(flag);
+            }
         }
         match wrong.len() {
             0 => Ok(()),
@@ -349,6 +359,8 @@ mod tests {
         assert_eq!(text(&issuer).as_deref(), Some("--etcd-servers must be specified"));
         assert_eq!(text(&[&issuer[..], &["--etcd-servers=http://a:1,http://b:1"]].concat()), None);
         assert!(text(&[]).unwrap().starts_with("[--etcd-servers must be specified, service-account-issuer"));
+        let off = [&issuer[..], &["--etcd-servers=http://a:1", "--allow-privileged=false"]].concat();
+        assert_eq!(text(&off).as_deref(), Some("--allow-privileged=false is not supported"));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use client::{Delta, WorkQueue, run_workers};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use kube::api::PostParams;
@@ -19,26 +18,7 @@ const KINDS: [(&str, &str); 2] = [
 ];
 
 pub(crate) async fn run(ctx: Context) -> anyhow::Result<()> {
-    let queue = WorkQueue::<String>::new();
-    let requests = ctx.client.informer::<CertificateSigningRequest>();
-    let q = queue.clone();
-    requests.subscribe(move |delta| {
-        if !matches!(delta, Delta::Deleted(_)) {
-            q.add(delta.key());
-        }
-    });
-    requests.synced().await;
-    run_workers(queue, 5, ctx.shutdown.clone(), move |key| {
-        let (ctx, csr) = (ctx.clone(), requests.get_key_typed(&key));
-        async move {
-            match csr {
-                Some(csr) => approve(&ctx, csr).await,
-                None => Ok(None),
-            }
-        }
-    })
-    .await;
-    Ok(())
+    super::each(ctx, 5, |ctx, csr| async move { approve(&ctx, csr).await }).await
 }
 
 /// Which of the kinds a request is of.

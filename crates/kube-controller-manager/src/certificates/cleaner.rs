@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use client::{Delta, WorkQueue, run_workers};
 use jiff::Timestamp;
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use kube::api::{DeleteParams, Preconditions};
@@ -14,27 +13,13 @@ const DONE: Duration = Duration::from_secs(3600);
 const PENDING: Duration = Duration::from_secs(24 * 3600);
 
 pub(crate) async fn run(ctx: Context) -> anyhow::Result<()> {
-    let queue = WorkQueue::<String>::new();
-    let requests = ctx.client.informer::<CertificateSigningRequest>();
-    let q = queue.clone();
-    requests.subscribe(move |delta| {
-        if !matches!(delta, Delta::Deleted(_)) {
-            q.add(delta.key());
-        }
-    });
-    requests.synced().await;
-    run_workers(queue, 1, ctx.shutdown.clone(), move |key| {
-        let (ctx, csr) = (ctx.clone(), requests.get_key_typed(&key));
-        async move {
-            let Some(csr) = csr else { return Ok(None) };
-            match left(&csr, ctx.clock.now()) {
-                left if left.is_zero() => delete(&ctx, csr).await,
-                left => Ok(Some(left)),
-            }
+    super::each(ctx, 1, |ctx, csr| async move {
+        match left(&csr, ctx.clock.now()) {
+            left if left.is_zero() => delete(&ctx, csr).await,
+            left => Ok(Some(left)),
         }
     })
-    .await;
-    Ok(())
+    .await
 }
 
 /// How long a request may still stay: an hour after it was decided, a day while it waits, and not beyond its

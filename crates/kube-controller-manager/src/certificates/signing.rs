@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use client::{Delta, WorkQueue, run_workers};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -21,26 +20,11 @@ pub(crate) async fn run(ctx: Context) -> anyhow::Result<()> {
         tracing::info!("no --cluster-signing-cert-file: certificate requests are not signed");
         return Ok(());
     };
-    let queue = WorkQueue::<String>::new();
-    let requests = ctx.client.informer::<CertificateSigningRequest>();
-    let q = queue.clone();
-    requests.subscribe(move |delta| {
-        if !matches!(delta, Delta::Deleted(_)) {
-            q.add(delta.key());
-        }
-    });
-    requests.synced().await;
-    run_workers(queue, 5, ctx.shutdown.clone(), move |key| {
-        let (ctx, csr, authority) = (ctx.clone(), requests.get_key_typed(&key), authority.clone());
-        async move {
-            match csr {
-                Some(csr) => sign(&ctx, &authority, csr).await,
-                None => Ok(None),
-            }
-        }
+    super::each(ctx, 5, move |ctx, csr| {
+        let authority = authority.clone();
+        async move { sign(&ctx, &authority, csr).await }
     })
-    .await;
-    Ok(())
+    .await
 }
 
 async fn authority(ctx: &Context) -> anyhow::Result<Option<Arc<Authority>>> {
