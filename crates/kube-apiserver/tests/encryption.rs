@@ -84,6 +84,8 @@ async fn secrets_are_kept_encrypted() {
         let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), "default");
         let refused = secrets.get("a").await.unwrap_err();
         assert_eq!(common::code(refused).0, 500);
+        let refused = secrets.list(&ListParams::default()).await.unwrap_err();
+        assert_eq!(common::code(refused).0, 500, "a list does not leave out what it should hold");
         let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");
         assert!(!maps.list(&ListParams::default()).await.unwrap().items.is_empty());
     }

@@ -1,6 +1,6 @@
 //! The objects of one resource as of now, its latest changes, and those who watch it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,6 +61,8 @@ pub struct TooOld {
 pub struct Snapshot {
     pub items: Vec<Arc<Encoded>>,
     pub revision: u64,
+    /// A key that belongs there and whose value cannot be read.
+    pub unreadable: Option<Box<str>>,
 }
 
 /// A change of the store on its way into a cache.
@@ -81,6 +83,8 @@ struct Subscriber {
 #[derive(Default)]
 struct State {
     objects: BTreeMap<Box<str>, Arc<Encoded>>,
+    /// Keys whose stored values cannot be read: a list that would hold them fails, as upstream's does.
+    unreadable: BTreeSet<Box<str>>,
     ring: VecDeque<Arc<CachedEvent>>,
     ring_bytes: usize,
     /// The ring holds every event after this revision.
@@ -128,7 +132,12 @@ impl ResourceCache {
     /// The objects whose key begins with `prefix` (empty, or `namespace/`) and that `matches` accepts.
     pub fn snapshot(&self, prefix: &str, matches: Option<&dyn Fn(&Attributes) -> bool>) -> Snapshot {
         let state = self.state.read();
-        Snapshot { revision: self.current(&state), items: select(&state.objects, prefix, matches) }
+        let unreadable = state.unreadable.range::<str, _>((Bound::Included(prefix), Bound::Unbounded)).next();
+        Snapshot {
+            revision: self.current(&state),
+            items: select(&state.objects, prefix, matches),
+            unreadable: unreadable.filter(|key| key.starts_with(prefix)).cloned(),
+        }
     }
 
     fn current(&self, state: &State) -> u64 {
@@ -146,22 +155,38 @@ impl ResourceCache {
             .map_err(|e| e.to_string())
     }
 
+    /// As [`ResourceCache::encoded`]; what cannot be read is told of in the log.
+    fn readable(&self, kv: &KeyValue) -> Option<Arc<Encoded>> {
+        self.encoded(kv)
+            .inspect_err(|error| tracing::error!(key = ?kv.key, %error, "stored object is unreadable"))
+            .ok()
+    }
+
     /// Replaces everything; watchers end, since what they missed is not known.
     pub(super) fn reset(&self, kvs: Vec<Arc<KeyValue>>, revision: u64) {
         let start = super::ROOT.len() + self.kind.prefix.len();
-        let mut objects = BTreeMap::new();
+        let (mut objects, mut unreadable) = (BTreeMap::new(), BTreeSet::new());
         for kv in kvs {
-            match (key_text(&kv.key, start), self.encoded(&kv)) {
-                (Some(key), Ok(object)) => {
+            let Some(key) = key_text(&kv.key, start) else { continue };
+            match self.readable(&kv) {
+                Some(object) => {
                     objects.insert(key.into(), object);
                 }
-                (_, Err(error)) => tracing::error!(key = ?kv.key, %error, "stored object is unreadable"),
-                _ => {}
+                None => {
+                    unreadable.insert(key.into());
+                }
             }
         }
         let mut state = self.state.write();
         let next_subscriber = state.next_subscriber;
-        *state = State { objects, ring_after: revision, revision, next_subscriber, ..State::default() };
+        *state = State {
+            objects,
+            unreadable,
+            ring_after: revision,
+            revision,
+            next_subscriber,
+            ..State::default()
+        };
         drop(state);
         self.changes.send_replace(revision);
     }
@@ -180,11 +205,13 @@ impl ResourceCache {
             if state.objects.contains_key(key) || touched.iter().any(|t| **t == *key) {
                 continue;
             }
-            match self.encoded(kv) {
-                Ok(object) => {
+            match self.readable(kv) {
+                Some(object) => {
                     state.objects.insert(key.into(), object);
                 }
-                Err(error) => tracing::error!(key = ?kv.key, %error, "stored object is unreadable"),
+                None => {
+                    state.unreadable.insert(key.into());
+                }
             }
         }
         state.ring_after =
@@ -212,6 +239,18 @@ impl ResourceCache {
             {
                 continue;
             }
+            state.unreadable.remove(&key);
+            let put = match put {
+                Change::Put(object) => Some(object),
+                Change::Delete => None,
+                Change::Unreadable => {
+                    state.objects.remove(&key);
+                    state.unreadable.insert(key);
+                    state.revision = state.revision.max(revision);
+                    newest = revision;
+                    continue;
+                }
+            };
             let previous = match &put {
                 Some(object) => state.objects.insert(key, object.clone()),
                 None => state.objects.remove(&key),
@@ -237,33 +276,25 @@ impl ResourceCache {
         }
     }
 
-    /// A change as key, revision and object (`None` deletes); `None` where it cannot be read.
-    fn ready(&self, change: Incoming) -> Option<(Box<str>, u64, Option<Arc<Encoded>>)> {
+    /// A change as key, revision and what became of the object; `None` where the key is none of this resource's.
+    fn ready(&self, change: Incoming) -> Option<(Box<str>, u64, Change)> {
         let Incoming { event, at, prepared } = change;
         let revision = event.revision() as u64;
         let key = key_text(event.key(), at).map(Box::<str>::from)?;
-        let put = match &event {
+        let change = match &event {
             Event::Put { kv, .. } => {
-                let object = match prepared {
-                    Some(prepared) => Ok(match Arc::try_unwrap(prepared) {
-                        Ok(mine) => Arc::new(Encoded { resource_version: revision, ..mine }),
-                        Err(shared) => {
-                            Arc::new(Encoded { resource_version: revision, ..Encoded::clone(&shared) })
-                        }
-                    }),
-                    None => self.encoded(kv),
-                };
-                match object {
-                    Ok(object) => Some(object),
-                    Err(error) => {
-                        tracing::error!(%key, %error, "stored object is unreadable");
-                        return None;
+                let object = match prepared.map(Arc::try_unwrap) {
+                    Some(Ok(mine)) => Some(Arc::new(Encoded { resource_version: revision, ..mine })),
+                    Some(Err(shared)) => {
+                        Some(Arc::new(Encoded { resource_version: revision, ..Encoded::clone(&shared) }))
                     }
-                }
+                    None => self.readable(kv),
+                };
+                object.map_or(Change::Unreadable, Change::Put)
             }
-            Event::Delete { .. } => None,
+            Event::Delete { .. } => Change::Delete,
         };
-        Some((key, revision, put))
+        Some((key, revision, change))
     }
 
     /// Begins a watch. `prefix` and `matches` select as in [`ResourceCache::snapshot`].
@@ -313,6 +344,13 @@ impl ResourceCache {
         }
         Ok(Watcher { id, cache: self.clone(), initial, revision: current, missed, receiver })
     }
+}
+
+/// What becomes of an object.
+enum Change {
+    Put(Arc<Encoded>),
+    Delete,
+    Unreadable,
 }
 
 impl State {

@@ -164,6 +164,9 @@ impl Registry {
         let accept = matcher.as_ref().map(|m| |a: &Attributes| m(a));
         let found =
             cache.snapshot(&selection.prefix(), accept.as_ref().map(|m| m as &dyn Fn(&Attributes) -> bool));
+        if let Some(key) = found.unreadable {
+            return Err(Status::internal(format!("unable to read {ROOT}{}{key}", cache.prefix())));
+        }
         let mut page = Page { items: found.items, revision: found.revision, next: None, remaining: None };
         if let (Some(selector), Some(custom)) = (selection.converted(), &entry.custom) {
             page.items.retain(|object| custom.selects_converted(selector, object));
