@@ -8,7 +8,7 @@ fn main() {
         println!("cargo:rustc-link-arg-bins=-no-pie");
         // Cargo does not strip a binary whose package has a level of its own.
         if is("OPT_LEVEL", "s") {
-            println!("cargo:rustc-link-arg-bins=-s");
+            println!("cargo:rustc-link-arg-bins=-Wl,--strip-all");
         }
     }
 }
