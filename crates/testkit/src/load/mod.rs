@@ -113,6 +113,9 @@ impl Request {
     }
 }
 
+/// No pod is shorter than this in JSON.
+const POD_BYTES_MIN: usize = 1000;
+
 impl<'a> Load<'a> {
     async fn new(flags: &'a Flags, target: &Target) -> Result<Load<'a>> {
         let mut connections = Vec::with_capacity(flags.connections);
@@ -180,6 +183,9 @@ impl<'a> Load<'a> {
             })
             .await?;
         }
+        if flags.lists > 0 {
+            self.all_there(&pods).await?;
+        }
         self.some_at_once(2)
             .phase("list pods, JSON", flags.lists, |_| Request::get(pods.clone(), JSON))
             .await?;
@@ -190,6 +196,16 @@ impl<'a> Load<'a> {
             watchers::phase(self, target).await?;
         }
         report::memory(&flags.server_pid)
+    }
+
+    /// Makes sure that the lists hold what was made: a figure for a list of something else would say nothing.
+    async fn all_there(&self, pods: &str) -> Result<()> {
+        let (code, length, _) =
+            self.connections[0].send_counting(Request::get(pods.to_owned(), JSON)).await?;
+        if !code.is_success() || length < self.flags.pods * POD_BYTES_MIN {
+            bail!("{code}: {length} bytes are no list of {} pods", self.flags.pods);
+        }
+        Ok(())
     }
 
     /// The same load with fewer requests at a time.
@@ -288,8 +304,8 @@ fn lease(i: usize) -> Value {
             "renewTime": "2029-01-01T00:00:00.000000Z"}})
 }
 
-/// A pod as a Deployment makes them, of 3 KB when it is stored with its defaults and managed fields. Its scheduler is
-/// nobody, so that only the API server has work.
+/// A pod of some 3 KB when it is stored with its defaults and managed fields. Its scheduler is nobody, and it has no owner
+/// whose absence the garbage collector would notice, so that only the API server has work.
 fn pod(i: usize, containers: usize) -> Value {
     let container = |n: usize| {
         let name = if n == 0 { "web".to_owned() } else { format!("sidecar-{n}") };
@@ -307,9 +323,7 @@ fn pod(i: usize, containers: usize) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": format!("pod-{i}"),
-            "labels": {"app": format!("app-{}", i % 100), "pod-template-hash": "6f5c7d8b9"},
-            "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": format!("app-{}", i % 100),
-                "uid": "6a1c2b8e-1f5e-4c9d-9a58-5f1e3d3c2b1a", "controller": true}]},
+            "labels": {"app": format!("app-{}", i % 100), "pod-template-hash": "6f5c7d8b9"}},
         "spec": {"schedulerName": "nobody", "serviceAccountName": "default", "automountServiceAccountToken": false,
             "containers": (0..containers).map(container).collect::<Vec<_>>(),
             "volumes": [{"name": "config", "configMap": {"name": "web"}}]}
