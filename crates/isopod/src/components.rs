@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use client::Client;
 
-use crate::apiserver;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+use crate::{apiserver, residency};
 
 /// Where `isopod up` leaves the kubeconfig.
 const ADMIN_KUBECONFIG: &str = "/etc/isopod/kubeconfig.yaml";
@@ -51,6 +52,7 @@ pub enum Component {
 /// Runs a component until it is told to end.
 pub async fn run(component: Component) -> Result<()> {
     let shutdown = shutdown_on_signal()?;
+    tokio::spawn(residency::keep_small(shutdown.clone()));
     match component {
         Component::KubeApiserver(flags) => Box::pin(apiserver::run(&flags, shutdown)).await,
         Component::Etcd { tool: Some(tool), .. } => etcd::tools::run(tool).await,

@@ -14,6 +14,7 @@ mod pause;
 mod pki;
 mod preflight;
 mod process;
+mod residency;
 mod server;
 mod settings;
 mod status;
@@ -29,8 +30,9 @@ use cli::{Cli, Command, ImagesCommand};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Worker threads: enough to use two cores, few enough to stay small.
-const WORKERS: usize = 2;
+/// Worker threads: as many as there are cores, but few enough to stay small on a large machine.
+const WORKERS_MIN: usize = 2;
+const WORKERS_MAX: usize = 8;
 
 fn main() -> ExitCode {
     // Called by the runtime under a CNI plugin's name, or with CNI_COMMAND set, this is that plugin.
@@ -44,7 +46,11 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+    let cores = std::thread::available_parallelism().map_or(WORKERS_MIN, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.clamp(WORKERS_MIN, WORKERS_MAX))
+        .enable_all()
+        .build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(dispatch(cli.command)),
         Err(error) => Err(anyhow::Error::new(error).context("start the async runtime")),

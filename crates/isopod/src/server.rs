@@ -17,7 +17,7 @@ use crate::local::Local;
 use crate::pki::{self, Pki, Subject};
 use crate::settings::ServerFlags;
 use crate::supervisor::Supervisor;
-use crate::{apiserver, node, preflight, process};
+use crate::{apiserver, node, preflight, process, residency};
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(flags: &ServerFlags) -> Result<()> {
@@ -62,6 +62,8 @@ async fn serve(flags: &ServerFlags, started: Instant, stop: impl Future<Output =
     if !flags.disable_agent {
         node::start(&mut components, flags, &pki, &local, &node_name, node_ip)?;
     }
+
+    tokio::spawn(residency::keep_small(apiserver_shutdown.clone()));
 
     tokio::pin!(stop);
     let mut apiserver = apiserver;
