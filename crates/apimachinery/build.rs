@@ -4,6 +4,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+#[path = "build/openapi.rs"]
+mod openapi;
 #[path = "build/types.rs"]
 mod types;
 
@@ -13,6 +15,8 @@ fn main() {
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed=tables");
     fs::write(out.join("resources.rs"), resources(&read("tables/resources.tsv"))).expect("writable OUT_DIR");
+    fs::write(out.join("openapi.json.gz"), openapi::generate(&read("tables/openapi.tsv")))
+        .expect("writable OUT_DIR");
     fs::write(out.join("types.rs"), types::generate(&read("tables/types.tsv"))).expect("writable OUT_DIR");
 }
 

@@ -20,6 +20,8 @@ struct Generator<'a> {
     anonymous: HashMap<String, usize>,
     anonymous_order: Vec<String>,
     keys: Vec<Vec<String>>,
+    /// Arguments of each type's schema but its flags: names, fields, indexes.
+    parts: HashMap<&'a str, (String, String)>,
 }
 
 pub fn generate(table: &str) -> String {
@@ -29,6 +31,7 @@ pub fn generate(table: &str) -> String {
         let next = generator.types.len();
         generator.types.insert(row[1], next);
     }
+    generator.collect_parts(&rows);
     let mut out = String::new();
     let mut names: Vec<(&str, usize)> = vec![];
     let mut kinds: Vec<(String, usize)> = vec![];
@@ -55,13 +58,12 @@ pub fn generate(table: &str) -> String {
             at += 1;
         }
         let count = at - first;
-        let (numbers, always) = indexes(&rows[first..at]);
         let flags = if column(3) == "a" { "ATOMIC" } else { "0" };
+        let (names, fields_and_indexes) = &generator.parts[head[1]];
         writeln!(
             out,
-            "static F{index}: [Field; {count}] = [\n{fields}];\nstatic T{index}: Schema = Schema::named({:?}, {:?}, \
-             {flags}, &F{index}, &{numbers:?}, &{always:?});",
-            head[1], head[2]
+            "static F{index}: [Field; {count}] = [\n{fields}];\nstatic T{index}: Schema = Schema::named({names}, {flags}, \
+             {fields_and_indexes});"
         )
         .expect("a String takes all");
     }
@@ -115,6 +117,17 @@ fn indexes(rows: &[Vec<&str>]) -> (Vec<u8>, Vec<u8>) {
 }
 
 impl<'a> Generator<'a> {
+    fn collect_parts(&mut self, rows: &[Vec<&'a str>]) {
+        for members in rows.chunk_by(|_, next| next[0] != "T") {
+            let (head, fields) = (&members[0], &members[1..]);
+            let (numbers, always) = indexes(fields);
+            let index = self.types[head[1]];
+            let go = head.get(2).copied().unwrap_or("");
+            let parts = (format!("{:?}, {go:?}", head[1]), format!("&F{index}, &{numbers:?}, &{always:?}"));
+            self.parts.insert(head[1], parts);
+        }
+    }
+
     fn field(&mut self, row: &[&'a str]) -> String {
         let column = |i: usize| row.get(i).copied().unwrap_or("");
         let schema = self.schema(column(1), column(4));
@@ -155,7 +168,16 @@ impl<'a> Generator<'a> {
     }
 
     fn schema(&mut self, kind: &str, list: &str) -> String {
-        let atomic = if list == "a" { "ATOMIC" } else { "0" };
+        let atomic = match list {
+            "a" => "ATOMIC",
+            "g" => "GRANULAR",
+            _ => "0",
+        };
+        if let Some(name) = kind.strip_prefix('@').filter(|_| list == "g") {
+            // Where the field says otherwise than its type.
+            let (names, rest) = self.parts.get(name).unwrap_or_else(|| panic!("no type {name}")).clone();
+            return self.named(format!("Schema::named({names}, GRANULAR, {rest})"));
+        }
         if let Some(name) = kind.strip_prefix('@') {
             let index = self.types.get(name).unwrap_or_else(|| panic!("no type {name}"));
             return format!("T{index}");

@@ -31,6 +31,7 @@ const PRESERVE: u8 = 4;
 const EMBEDDED: u8 = 8;
 const MESSAGE: u8 = 16;
 const CUSTOM: u8 = 32;
+const GRANULAR: u8 = 64;
 
 #[derive(Debug)]
 pub enum Kind {
@@ -299,6 +300,11 @@ impl Schema {
             Kind::Map(values) => Some(values),
             _ => self.field(name).map(|f| &*f.schema),
         }
+    }
+
+    /// Whether a field says that its members are owned one by one.
+    pub fn granular(&self) -> bool {
+        self.flags & GRANULAR != 0
     }
 
     /// Whether the value is owned and replaced as a whole.

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::facts::Facts;
 use super::{CustomResource, Flavor, META};
 use crate::schema::{self, Field, Kind, ListType, Schema};
 
@@ -40,7 +41,15 @@ pub(super) fn references(schema: &Schema, out: &mut Vec<String>) {
 }
 
 /// Definitions that are no structs.
-pub(super) fn special(flavor: Flavor, name: &str) -> Option<Value> {
+pub(super) fn special(flavor: Flavor, facts: &Facts, name: &str) -> Option<Value> {
+    let mut out = shape(flavor, name)?;
+    if let Value::Object(out) = &mut out {
+        describe(out, facts, name);
+    }
+    Some(out)
+}
+
+fn shape(flavor: Flavor, name: &str) -> Option<Value> {
     Some(match name {
         QUANTITY if flavor == Flavor::V3 => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
         QUANTITY => json!({"type": "string"}),
@@ -59,7 +68,21 @@ pub(super) fn special(flavor: Flavor, name: &str) -> Option<Value> {
     })
 }
 
-pub(super) fn version_info() -> Value {
+pub(super) const VERSION_INFO: &str = "io.k8s.apimachinery.pkg.version.Info";
+
+pub(super) fn version_info(flavor: Flavor, facts: &Facts) -> Value {
+    let property = |name: &str| {
+        let mut out = json!({"type": "string"});
+        let description = facts.description(VERSION_INFO, name);
+        if !description.is_empty() {
+            out["description"] = description.into();
+        }
+        // The others are left out where they are empty.
+        if flavor == Flavor::V3 && !name.starts_with("emulation") && !name.starts_with("min") {
+            out["default"] = "".into();
+        }
+        out
+    };
     let names = [
         "major",
         "minor",
@@ -71,8 +94,9 @@ pub(super) fn version_info() -> Value {
         "compiler",
         "platform",
     ];
+    let others = ["emulationMajor", "emulationMinor", "minCompatibilityMajor", "minCompatibilityMinor"];
     let properties: Map<String, Value> =
-        names.iter().map(|n| ((*n).into(), json!({"type": "string"}))).collect();
+        names.iter().chain(&others).map(|n| ((*n).into(), property(n))).collect();
     json!({"type": "object", "properties": properties, "required": names})
 }
 
@@ -85,13 +109,52 @@ fn kinds(schema: &Schema) -> Vec<Value> {
         .collect()
 }
 
-pub(super) fn builtin(flavor: Flavor, schema: &Schema) -> Value {
+/// Groups and versions that are registered beside those with resources: of reviews, of configuration, of times past.
+const REGISTERED: &[(&str, &[&str])] = &[
+    ("admission.k8s.io", &["v1", "v1beta1"]),
+    ("apiextensions.k8s.io", &["v1beta1"]),
+    ("apiregistration.k8s.io", &["v1beta1"]),
+    ("apps", &["v1beta1", "v1beta2"]),
+    ("authentication.k8s.io", &["v1alpha1", "v1beta1"]),
+    ("authorization.k8s.io", &["v1beta1"]),
+    ("batch", &["v1beta1"]),
+    ("discovery.k8s.io", &["v1beta1"]),
+    ("events.k8s.io", &["v1beta1"]),
+    ("extensions", &["v1beta1"]),
+    ("flowcontrol.apiserver.k8s.io", &["v1beta1", "v1beta2", "v1beta3"]),
+    ("imagepolicy.k8s.io", &["v1alpha1"]),
+    ("node.k8s.io", &["v1alpha1", "v1beta1"]),
+    ("policy", &["v1beta1"]),
+    ("rbac.authorization.k8s.io", &["v1alpha1", "v1beta1"]),
+    ("scheduling.k8s.io", &["v1beta1"]),
+    ("storage.k8s.io", &["v1alpha1"]),
+];
+
+/// Every group and version that has kinds.
+pub(super) fn all_registered() -> Vec<(&'static str, &'static str)> {
+    let beside = REGISTERED.iter().flat_map(|(group, versions)| versions.iter().map(move |v| (*group, *v)));
+    crate::resources::all().iter().map(|r| (r.group, r.version)).chain(beside).collect()
+}
+
+/// Says that a definition is a kind of these groups and versions, and of the core group.
+pub(super) fn registered(definition: &mut Value, kind: &str, of: &[(&str, &str)]) {
+    let mut all: Vec<(&str, &str)> = [("", "v1")].iter().chain(of).copied().collect();
+    all.sort_unstable();
+    all.dedup();
+    let all = all.into_iter().map(|(g, v)| json!({"group": g, "version": v, "kind": kind}));
+    definition["x-kubernetes-group-version-kind"] = all.collect();
+}
+
+pub(super) fn builtin(flavor: Flavor, facts: &Facts, schema: &Schema) -> Value {
     let mut out = Map::new();
+    describe(&mut out, facts, schema.name);
     out.insert("type".into(), "object".into());
     let fields = schema.fields();
     if !fields.is_empty() {
-        let mut properties: Map<String, Value> =
-            fields.iter().map(|f| (f.name.clone().into_owned(), property(flavor, schema.name, f))).collect();
+        let mut properties: Map<String, Value> = fields
+            .iter()
+            .map(|f| (f.name.clone().into_owned(), property(flavor, facts, schema.name, f)))
+            .collect();
         if schema.name.ends_with("List")
             && let Some(Value::Object(items)) = properties.get_mut("items")
         {
@@ -110,65 +173,87 @@ pub(super) fn builtin(flavor: Flavor, schema: &Schema) -> Value {
     if schema.atomic() {
         out.insert("x-kubernetes-map-type".into(), "atomic".into());
     }
+    if let Some(unions) = facts.of(schema.name, "").and_then(|f| f.unions.clone()) {
+        out.insert("x-kubernetes-unions".into(), unions);
+    }
     Value::Object(out)
 }
 
-const API_VERSION: &str = "APIVersion defines which version of the type this object is written in; the server reads every version it serves.";
-const KIND: &str = "Kind is the type of the object, in CamelCase; it cannot be changed.";
-const OBJECT_META: &str = "Standard object's metadata: name, labels, owners and the like.";
-const LIST_META: &str = "Standard list metadata: where the list was read and how to read on.";
-
-/// What the fields of every object mean, for `kubectl explain`.
-fn description(owner: &str, field: &Field) -> &'static str {
-    match &*field.name {
-        "apiVersion" if field.numbers[0] == 0 => API_VERSION,
-        "kind" if field.numbers[0] == 0 => KIND,
-        "metadata" if field.schema.name.ends_with(".ObjectMeta") => OBJECT_META,
-        "metadata" if field.schema.name.ends_with(".ListMeta") => LIST_META,
-        name if owner.ends_with("meta.v1.ObjectMeta") => match name {
-            "annotations" => "Annotations are values under keys, kept for tools; they cannot be selected by.",
-            "creationTimestamp" => {
-                "CreationTimestamp is a timestamp of when the server created the object, in UTC."
-            }
-            "deletionGracePeriodSeconds" => {
-                "Seconds the object has left to end by itself; set while it is being deleted."
-            }
-            "deletionTimestamp" => {
-                "DeletionTimestamp is when the object will be removed; set once deletion was asked for."
-            }
-            "finalizers" => "The object is removed only when this list is empty.",
-            "generateName" => "Prefix of the name that the server makes up where none is given.",
-            "generation" => "Number of the desired state; it grows whenever that changes.",
-            "labels" => "Labels are values under keys by which objects are organized and selected.",
-            "managedFields" => "Who owns which fields.",
-            "name" => "Name, unique among the objects of a resource in a namespace; it cannot be changed.",
-            "namespace" => "Namespace the object lives in; empty for cluster-scoped objects.",
-            "ownerReferences" => "Objects this one depends on; it is collected when all of them are gone.",
-            "resourceVersion" => {
-                "Opaque version of the object, for telling changes and for optimistic writes."
-            }
-            "selfLink" => "No longer set.",
-            "uid" => "Identity of this object in time and space, set by the server.",
-            _ => "",
-        },
-        _ => "",
-    }
-}
-
-fn property(flavor: Flavor, owner: &str, field: &Field) -> Value {
-    let mut out = inline(flavor, &field.schema, true);
-    let description = description(owner, field);
+fn describe(out: &mut Map<String, Value>, facts: &Facts, name: &str) {
+    let description = facts.description(name, "");
     if !description.is_empty() {
         out.insert("description".into(), description.into());
     }
-    if let Some(default) = field.default() {
+}
+
+const LIST_META: &str = "Standard list metadata: where the list was read and how to read on.";
+/// A type whose members every object has.
+const ANY_OBJECT: &str = "io.k8s.api.core.v1.ConfigMap";
+
+/// What a field is for; the lists have no words of their own.
+fn description<'a>(facts: &'a Facts, owner: &str, field: &Field) -> &'a str {
+    match &*field.name {
+        "metadata" if field.schema.name.ends_with(".ListMeta") => LIST_META,
+        name @ ("apiVersion" | "kind") if owner.ends_with("List") => facts.description(ANY_OBJECT, name),
+        name => facts.description(owner, name),
+    }
+}
+
+/// What Go's zero value is, for the fields that always have a value.
+fn zero(field: &Field) -> Option<Value> {
+    if field.pointer() {
+        return None;
+    }
+    match field.schema.kind {
+        Kind::Object(_) if !field.schema.name.is_empty() => Some(json!({})),
+        _ if field.omit_empty() => None,
+        Kind::String => Some("".into()),
+        Kind::Bool => Some(false.into()),
+        Kind::Int32 | Kind::Int64 | Kind::Double => Some(0.into()),
+        _ => None,
+    }
+}
+
+fn property(flavor: Flavor, facts: &Facts, owner: &str, field: &Field) -> Value {
+    let mut out = inline(flavor, &field.schema, true);
+    let fact = facts.of(owner, &field.name);
+    let description = description(facts, owner, field);
+    if !description.is_empty() {
+        let mut description = description.to_owned();
+        let values = fact.map(|f| f.values.as_slice()).unwrap_or_default();
+        if !values.is_empty() {
+            let values: Vec<String> = values.iter().map(|v| format!(" - `\"{v}\"`")).collect();
+            description = format!("{description}\n\nPossible enum values:\n{}", values.join("\n"));
+        }
+        out.insert("description".into(), description.into());
+    }
+    let beyond = || fact.and_then(|f| f.default.clone()).or_else(|| zero(field));
+    if flavor == Flavor::V3
+        && let Some(default) = field.default().or_else(beyond)
+    {
         out.insert("default".into(), default);
+    }
+    if let Some(values) = fact.map(|f| &f.values).filter(|v| !v.is_empty()) {
+        let mut innermost = &mut out;
+        loop {
+            let inner = if innermost.contains_key("items") { "items" } else { "additionalProperties" };
+            match innermost.get(inner) {
+                Some(Value::Object(_)) => innermost = innermost[inner].as_object_mut().expect("just seen"),
+                _ => break,
+            }
+        }
+        innermost.insert("enum".into(), values.as_slice().into());
     }
     if !field.patch_strategy.is_empty() {
         out.insert("x-kubernetes-patch-strategy".into(), field.patch_strategy.into());
     }
     if !field.patch_merge_key.is_empty() {
         out.insert("x-kubernetes-patch-merge-key".into(), field.patch_merge_key.into());
+    }
+    if out.len() == 1
+        && let Some(Value::Array(mut alone)) = out.remove("allOf")
+    {
+        return alone.pop().unwrap_or_default();
     }
     Value::Object(out)
 }
@@ -177,6 +262,9 @@ fn property(flavor: Flavor, owner: &str, field: &Field) -> Value {
 fn inline(flavor: Flavor, schema: &Schema, property: bool) -> Map<String, Value> {
     let mut out = Map::new();
     if let Some(name) = named(schema) {
+        if schema.granular() {
+            out.insert("x-kubernetes-map-type".into(), "granular".into());
+        }
         let reference = json!({"$ref": flavor.reference(&name)});
         match flavor {
             Flavor::V3 if property => {
@@ -192,6 +280,8 @@ fn inline(flavor: Flavor, schema: &Schema, property: bool) -> Map<String, Value>
         Kind::List(items, list) => {
             out.insert("items".into(), Value::Object(inline(flavor, items, false)));
             match list {
+                // A message of its own in protobuf: a named type in Go, of which nothing is said.
+                _ if schema.message() => {}
                 ListType::Atomic => {
                     out.insert("x-kubernetes-list-type".into(), "atomic".into());
                 }
@@ -210,6 +300,8 @@ fn inline(flavor: Flavor, schema: &Schema, property: bool) -> Map<String, Value>
             out.insert("additionalProperties".into(), Value::Object(inline(flavor, values, false)));
             if schema.atomic() {
                 out.insert("x-kubernetes-map-type".into(), "atomic".into());
+            } else if schema.granular() {
+                out.insert("x-kubernetes-map-type".into(), "granular".into());
             }
             ("object", "")
         }
@@ -243,7 +335,7 @@ fn metadata(flavor: Flavor, name: &str, description: &str) -> Value {
 }
 
 /// The definitions of a custom resource and of its list.
-pub(super) fn custom(flavor: Flavor, resource: &CustomResource) -> Vec<(String, Value)> {
+pub(super) fn custom(flavor: Flavor, facts: &Facts, resource: &CustomResource) -> Vec<(String, Value)> {
     let kind = |kind: &str| json!([{"group": resource.group, "version": resource.version, "kind": kind}]);
     let mut object = Map::new();
     object.insert("type".into(), "object".into());
@@ -256,13 +348,13 @@ pub(super) fn custom(flavor: Flavor, resource: &CustomResource) -> Vec<(String, 
         if flavor == Flavor::V2 {
             plain(&mut schema);
         }
-        add_embedded(flavor, &mut schema);
+        add_embedded(flavor, facts, &mut schema);
         if let Value::Object(schema) = schema {
             object.extend(schema);
         }
         let properties = object.entry("properties").or_insert_with(|| json!({}));
         if let Value::Object(properties) = properties {
-            add_object_properties(flavor, properties);
+            add_object_properties(flavor, facts, properties);
         }
     }
     object.insert("x-kubernetes-group-version-kind".into(), kind(&resource.kind));
@@ -275,8 +367,8 @@ pub(super) fn custom(flavor: Flavor, resource: &CustomResource) -> Vec<(String, 
         "type": "object",
         "required": ["items"],
         "properties": {
-            "apiVersion": {"type": "string", "description": API_VERSION},
-            "kind": {"type": "string", "description": KIND},
+            "apiVersion": {"type": "string", "description": facts.description(ANY_OBJECT, "apiVersion")},
+            "kind": {"type": "string", "description": facts.description(ANY_OBJECT, "kind")},
             "metadata": metadata(flavor, "ListMeta", LIST_META),
             "items": {"type": "array", "items": items},
         },
@@ -285,21 +377,28 @@ pub(super) fn custom(flavor: Flavor, resource: &CustomResource) -> Vec<(String, 
     vec![(name(&resource.kind), Value::Object(object)), (name(&resource.list_kind), list)]
 }
 
-fn add_object_properties(flavor: Flavor, properties: &mut Map<String, Value>) {
-    properties.insert("metadata".into(), metadata(flavor, "ObjectMeta", OBJECT_META));
-    properties.insert("apiVersion".into(), json!({"type": "string", "description": API_VERSION}));
-    properties.insert("kind".into(), json!({"type": "string", "description": KIND}));
+fn add_object_properties(flavor: Flavor, facts: &Facts, properties: &mut Map<String, Value>) {
+    properties
+        .insert("metadata".into(), metadata(flavor, "ObjectMeta", facts.description(ANY_OBJECT, "metadata")));
+    properties.insert(
+        "apiVersion".into(),
+        json!({"type": "string", "description": facts.description(ANY_OBJECT, "apiVersion")}),
+    );
+    properties.insert(
+        "kind".into(),
+        json!({"type": "string", "description": facts.description(ANY_OBJECT, "kind")}),
+    );
 }
 
 /// Objects within the object have a kind and metadata of their own.
-fn add_embedded(flavor: Flavor, schema: &mut Value) {
+fn add_embedded(flavor: Flavor, facts: &Facts, schema: &mut Value) {
     let Value::Object(object) = schema else { return };
     if let Some(Value::Object(properties)) = object.get_mut("properties") {
-        properties.values_mut().for_each(|p| add_embedded(flavor, p));
+        properties.values_mut().for_each(|p| add_embedded(flavor, facts, p));
     }
     for name in ["items", "additionalProperties"] {
         if let Some(inner) = object.get_mut(name) {
-            add_embedded(flavor, inner);
+            add_embedded(flavor, facts, inner);
         }
     }
     let truth = |name: &str| object.get(name) == Some(&Value::Bool(true));
@@ -309,7 +408,7 @@ fn add_embedded(flavor: Flavor, schema: &mut Value) {
         return;
     }
     if let Value::Object(properties) = object.entry("properties").or_insert_with(|| json!({})) {
-        add_object_properties(flavor, properties);
+        add_object_properties(flavor, facts, properties);
     }
     if let Value::Array(required) = object.entry("required").or_insert_with(|| json!([])) {
         for name in ["kind", "apiVersion"] {

@@ -1,20 +1,23 @@
 //! OpenAPI documents of what is served, made from the schema tables and the resource rows. Documents are written
-//! piece by piece, so that building one never holds it as a tree. Descriptions of built-in types are left empty.
+//! piece by piece, so that building one never holds it as a tree. Descriptions of
+//! built-in types are those of the crate `k8s-openapi`.
 
 mod definitions;
+mod facts;
 mod paths;
 
 use std::collections::BTreeSet;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::resources::{self, ResourceInfo};
-use crate::schema::{self, Schema};
+use crate::schema;
+use facts::Facts;
 
 pub use definitions::custom_definition_name;
 
 /// The content type of version 3 documents is plain JSON; this names the version documents claim.
-pub const VERSION: &str = "v1.36.2";
+pub const VERSION: &str = "1.36";
 
 /// Which OpenAPI is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +180,35 @@ pub fn v3_for_custom(group: &str, version: &str, customs: &[CustomResource]) -> 
     v3(group, version, &served, customs)
 }
 
+/// The version 3 documents of a few paths of the server's own, of groups among them: `api`, `apis`, `apis/apps`,
+/// `version`, … `groups` are those served.
+pub fn v3_others(groups: &[&str]) -> Vec<(String, Vec<u8>)> {
+    let facts = Facts::load();
+    let document = |path: &str, definition: Option<String>, item: &Value| {
+        let mut names = BTreeSet::new();
+        definition.into_iter().for_each(|d| add_with_references(d, &mut names));
+        let mut schemas = Map::new();
+        for name in names {
+            let schema = match schema::builtin(&name) {
+                Some(schema) => definitions::builtin(Flavor::V3, &facts, schema),
+                None => definitions::version_info(Flavor::V3, &facts),
+            };
+            schemas.insert(name, schema);
+        }
+        let mut components = json!({"securitySchemes": {"BearerToken": bearer_token()}});
+        if !schemas.is_empty() {
+            components["schemas"] = Value::Object(schemas);
+        }
+        let document = json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": VERSION},
+            "paths": {path: item}, "components": components});
+        document.to_string().into_bytes()
+    };
+    paths::others(Flavor::V3, groups)
+        .into_iter()
+        .map(|(at, path, definition, item)| (at, document(&path, definition, &item)))
+        .collect()
+}
+
 /// The paths of `/openapi/v3` that built-in groups have: `api/v1`, `apis/apps/v1`, …
 pub fn v3_paths() -> Vec<String> {
     let mut paths: Vec<String> = resources::all()
@@ -193,9 +225,11 @@ pub fn v3_paths() -> Vec<String> {
     paths
 }
 
-/// The version 2 document: everything built in, and `customs`.
-pub fn v2(customs: &[CustomResource]) -> Vec<u8> {
-    let mut served: Vec<Served> = resources::all().iter().filter_map(Served::builtin).collect();
+/// The version 2 document: what is built in and served, by group and version, and `customs`.
+pub fn v2(customs: &[CustomResource], is_served: &dyn Fn(&str, &str) -> bool) -> Vec<u8> {
+    let facts = Facts::load();
+    let builtin = resources::all().iter().filter(|r| is_served(r.group, r.version));
+    let mut served: Vec<Served> = builtin.filter_map(Served::builtin).collect();
     served.extend(customs.iter().map(Served::custom));
     let mut out = Vec::with_capacity(1 << 20);
     out.extend_from_slice(br#"{"swagger":"2.0","info":{"title":"Kubernetes","version":""#);
@@ -214,23 +248,32 @@ pub fn v2(customs: &[CustomResource]) -> Vec<u8> {
             paths.add(&path, &item);
         }
     }
-    let (path, item) = paths::version_path(Flavor::V2);
-    paths.add(path, &item);
+    let mut names = closure(&served);
+    let mut groups: Vec<&str> = groups.iter().map(|(group, _)| group.as_str()).collect();
+    groups.dedup();
+    for (_, path, definition, item) in paths::others(Flavor::V2, &groups) {
+        paths.add(&path, &item);
+        definition.into_iter().for_each(|d| add_with_references(d, &mut names));
+    }
     out.extend_from_slice(br#"},"definitions":{"#);
     let mut definitions = Members::new(&mut out);
-    for name in closure(&served) {
+    for name in names {
         if let Some(schema) = schema::builtin(&name) {
-            definitions.add(&name, &definitions::builtin(Flavor::V2, schema));
-        } else if let Some(special) = definitions::special(Flavor::V2, &name) {
+            let mut definition = definitions::builtin(Flavor::V2, &facts, schema);
+            if let Some(kind @ ("DeleteOptions" | "WatchEvent")) = name.strip_prefix(META) {
+                definitions::registered(&mut definition, kind, &definitions::all_registered());
+            }
+            definitions.add(&name, &definition);
+        } else if let Some(special) = definitions::special(Flavor::V2, &facts, &name) {
             definitions.add(&name, &special);
         }
     }
     for custom in customs {
-        for (name, definition) in definitions::custom(Flavor::V2, custom) {
+        for (name, definition) in definitions::custom(Flavor::V2, &facts, custom) {
             definitions.add(&name, &definition);
         }
     }
-    definitions.add("io.k8s.apimachinery.pkg.version.Info", &definitions::version_info());
+    definitions.add(definitions::VERSION_INFO, &definitions::version_info(Flavor::V2, &facts));
     out.extend_from_slice(b"},\"securityDefinitions\":");
     write(&mut out, &json!({"BearerToken": bearer_token()}));
     out.extend_from_slice(b",\"security\":[{\"BearerToken\":[]}]}");
@@ -242,6 +285,7 @@ fn bearer_token() -> Value {
 }
 
 fn v3(group: &str, version: &str, served: &[Served], customs: &[CustomResource]) -> Vec<u8> {
+    let facts = Facts::load();
     let mut out = Vec::with_capacity(256 << 10);
     out.extend_from_slice(br#"{"openapi":"3.0.0","info":{"title":"Kubernetes","version":""#);
     out.extend_from_slice(VERSION.as_bytes());
@@ -258,13 +302,18 @@ fn v3(group: &str, version: &str, served: &[Served], customs: &[CustomResource])
     let mut definitions = Members::new(&mut out);
     for name in closure(served) {
         if let Some(schema) = schema::builtin(&name) {
-            definitions.add(&name, &definitions::builtin(Flavor::V3, schema));
-        } else if let Some(special) = definitions::special(Flavor::V3, &name) {
+            let mut definition = definitions::builtin(Flavor::V3, &facts, schema);
+            // Every group has these.
+            if let Some(kind @ ("DeleteOptions" | "WatchEvent")) = name.strip_prefix(META) {
+                definitions::registered(&mut definition, kind, &[(group, version)]);
+            }
+            definitions.add(&name, &definition);
+        } else if let Some(special) = definitions::special(Flavor::V3, &facts, &name) {
             definitions.add(&name, &special);
         }
     }
     for custom in customs {
-        for (name, definition) in definitions::custom(Flavor::V3, custom) {
+        for (name, definition) in definitions::custom(Flavor::V3, &facts, custom) {
             definitions.add(&name, &definition);
         }
     }
@@ -276,23 +325,32 @@ fn v3(group: &str, version: &str, served: &[Served], customs: &[CustomResource])
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
+fn add_with_references(name: String, names: &mut BTreeSet<String>) {
+    let mut todo = vec![name];
+    while let Some(name) = todo.pop() {
+        if names.insert(name.clone())
+            && let Some(schema) = schema::builtin(&name)
+        {
+            let mut found = vec![];
+            definitions::references(schema, &mut found);
+            todo.extend(found);
+        }
+    }
+}
+
 /// The names of all definitions that the paths of `served` need.
 fn closure(served: &[Served]) -> BTreeSet<String> {
     let mut names: BTreeSet<String> = BTreeSet::new();
-    let add = |name: String, names: &mut BTreeSet<String>| {
-        let mut todo = vec![name];
-        while let Some(name) = todo.pop() {
-            if names.insert(name.clone())
-                && let Some(schema) = schema::builtin(&name)
-            {
-                let mut found = vec![];
-                definitions::references(schema, &mut found);
-                todo.extend(found);
-            }
-        }
+    let add = add_with_references;
+    let verbs = |served: &Served| -> Vec<String> {
+        served.verbs.iter().chain(served.subresources.iter().flat_map(|s| &s.verbs)).cloned().collect()
     };
-    for name in ["Status", "DeleteOptions", "Patch", "APIResourceList"] {
-        add(format!("{META}{name}"), &mut names);
+    let used: BTreeSet<String> = served.iter().flat_map(verbs).collect();
+    add(format!("{META}APIResourceList"), &mut names);
+    for (verb, name) in [("delete", "Status"), ("delete", "DeleteOptions"), ("patch", "Patch")] {
+        if used.contains(verb) {
+            add(format!("{META}{name}"), &mut names);
+        }
     }
     for served in served {
         if served.custom {
@@ -346,11 +404,6 @@ impl<'a> Members<'a> {
     }
 }
 
-/// The OpenAPI definition (version 3) of a built-in type.
-pub fn definition(schema: &Schema) -> Value {
-    definitions::builtin(Flavor::V3, schema)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -373,6 +426,55 @@ mod tests {
             Value::Array(list) => list.iter().for_each(|v| check_references(v, root, seen)),
             _ => {}
         }
+    }
+
+    #[test]
+    fn says_what_fields_are() {
+        let apps = parse(&v3_for_group("apps", "v1").unwrap());
+        let schemas = &apps["components"]["schemas"];
+        let strategy = &schemas["io.k8s.api.apps.v1.DeploymentStrategy"]["properties"];
+        assert_eq!(strategy["type"]["enum"], json!(["Recreate", "RollingUpdate"]));
+        let described = strategy["type"]["description"].as_str().unwrap();
+        assert!(described.ends_with("\n\nPossible enum values:\n - `\"Recreate\"`\n - `\"RollingUpdate\"`"));
+        let condition = &schemas["io.k8s.api.apps.v1.DeploymentCondition"]["properties"];
+        assert_eq!(condition["type"]["default"], "");
+        assert_eq!(condition["reason"].get("default"), None);
+        let set = &schemas["io.k8s.api.apps.v1.ReplicaSet"];
+        assert_eq!(set["properties"]["spec"]["default"], json!({}));
+        assert!(set["description"].as_str().is_some_and(|d| !d.is_empty()));
+        assert_eq!(
+            schemas["io.k8s.apimachinery.pkg.apis.meta.v1.WatchEvent"]["x-kubernetes-group-version-kind"],
+            json!([{"group": "", "version": "v1", "kind": "WatchEvent"},
+                {"group": "apps", "version": "v1", "kind": "WatchEvent"}])
+        );
+        let watch = &apps["paths"]["/apis/apps/v1/watch/deployments"];
+        assert_eq!(watch["get"]["operationId"], "watchAppsV1DeploymentListForAllNamespaces");
+        let names = |of: &Value| -> Vec<String> {
+            let all = of.as_array().unwrap().iter();
+            all.map(|p| p["name"].as_str().unwrap().to_owned()).collect()
+        };
+        // What all operations of a path take is said once.
+        assert!(names(&watch["parameters"]).contains(&"shardSelector".to_owned()));
+        assert_eq!(watch["get"].get("parameters"), None);
+        let core = parse(&v3_for_group("", "v1").unwrap());
+        let proxy = &core["paths"]["/api/v1/nodes/{name}/proxy/{path}"];
+        assert_eq!(proxy["head"]["operationId"], "connectCoreV1HeadNodeProxyWithPath");
+        assert_eq!(names(&proxy["parameters"]), ["path", "name", "path"]);
+        let pod = &core["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["delete"];
+        let answer = &pod["responses"]["200"]["content"]["application/json"]["schema"];
+        assert_eq!(answer["$ref"], "#/components/schemas/io.k8s.api.core.v1.Pod");
+        let reviews = parse(&v3_for_group("authorization.k8s.io", "v1").unwrap());
+        let unused = format!("{META}DeleteOptions");
+        assert_eq!(reviews["components"]["schemas"].get(&unused), None);
+        let others = v3_others(&["", "apps"]);
+        let paths: Vec<&str> = others.iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(
+            paths,
+            ["api", "apis", "apis/apps", "version", ".well-known/openid-configuration", "openid/v1/jwks"]
+        );
+        let group = parse(&others[2].1);
+        assert_eq!(group["paths"]["/apis/apps/"]["get"]["operationId"], "getAppsAPIGroup");
+        check_references(&group, &group, &mut 0);
     }
 
     #[test]
@@ -418,7 +520,7 @@ mod tests {
             status: true,
             ..CustomResource::default()
         };
-        let document = parse(&v2(std::slice::from_ref(&custom)));
+        let document = parse(&v2(std::slice::from_ref(&custom), &|_, _| true));
         let mut seen = 0;
         check_references(&document, &document, &mut seen);
         let foo = &document["definitions"]["com.example.v1.Foo"];
@@ -432,7 +534,7 @@ mod tests {
             schema: json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"a": {}}}),
             ..custom.clone()
         };
-        let anything = parse(&v2(&[open]))["definitions"]["com.example.v1.Foo"].clone();
+        let anything = parse(&v2(&[open], &|_, _| true))["definitions"]["com.example.v1.Foo"].clone();
         assert_eq!(
             (&anything["type"], anything.as_object().map(serde_json::Map::len)),
             (&json!("object"), Some(2))

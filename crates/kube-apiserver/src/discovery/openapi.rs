@@ -106,10 +106,29 @@ fn send(call: &Call, document: Document, content_type: &'static str, immutable: 
     response
 }
 
+/// The documents of groups and of the server itself.
+fn others_paths(table: &Table) -> Vec<String> {
+    let own = ["api", "apis", "version", ".well-known/openid-configuration", "openid/v1/jwks"];
+    let groups = table.groups().map(|(group, _)| group).filter(|g| !g.is_empty());
+    own.iter().map(|p| (*p).to_owned()).chain(groups.map(|g| format!("apis/{g}"))).collect()
+}
+
+fn others_fingerprint(table: &Table) -> String {
+    let mut hash = Sha256::new();
+    hash.update(env!("CARGO_PKG_VERSION"));
+    hash.update(others_paths(table).join(" "));
+    super::groups::hex(&hash.finalize()).to_uppercase()
+}
+
 /// `/openapi/v3`: where the documents are.
 pub fn index(server: &Server) -> Response<Body> {
     let table = server.registry.table.load();
     let mut paths: BTreeMap<String, Value> = BTreeMap::new();
+    let hash = others_fingerprint(&table);
+    for path in others_paths(&table) {
+        let url = format!("/openapi/v3/{path}?hash={hash}");
+        paths.insert(path, json!({"serverRelativeURL": url}));
+    }
     for (group, versions) in table.groups() {
         for version in versions.keys() {
             let (path, hash) = (path_of(group, version), fingerprint(&table, group, version));
@@ -126,19 +145,26 @@ pub fn index(server: &Server) -> Response<Body> {
     respond::value(StatusCode::OK, &json!({"paths": paths}), Default::default())
 }
 
-/// `/openapi/v3/api/v1`, `/openapi/v3/apis/apps/v1`.
+/// `/openapi/v3/api/v1`, `/openapi/v3/apis/apps/v1`, `/openapi/v3/apis/apps`, `/openapi/v3/version`.
 pub fn v3(server: &Arc<Server>, call: &Call, parts: &[&str]) -> Result<Response<Body>, Status> {
-    let (group, version) = match parts {
-        ["api", version] => ("", *version),
-        ["apis", group, version] => (*group, *version),
-        _ => return Err(Status::no_such_resource()),
-    };
     let table = server.registry.table.load_full();
-    if table.version(group, version).is_none() {
-        return Err(Status::no_such_resource());
-    }
-    let path = path_of(group, version);
-    let fingerprint = fingerprint(&table, group, version);
+    let path = parts.join("/");
+    let version = match parts {
+        ["api", version] => Some(("", *version)),
+        ["apis", group, version] => Some((*group, *version)),
+        _ => None,
+    };
+    let fingerprint = match version {
+        Some((group, version)) if table.version(group, version).is_some() => {
+            fingerprint(&table, group, version)
+        }
+        _ if others_paths(&table).contains(&path) => others_fingerprint(&table),
+        _ => {
+            let mut response = Response::new(Body::Empty);
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            return Ok(response);
+        }
+    };
     if let Some(wanted) = call.query.non_empty("hash")
         && wanted != fingerprint
     {
@@ -150,6 +176,10 @@ pub fn v3(server: &Arc<Server>, call: &Call, parts: &[&str]) -> Result<Response<
         return Ok(response);
     }
     let document = server.documents.open_api.document(&path, &fingerprint, || {
+        let Some((group, version)) = version else {
+            let groups: Vec<&str> = table.groups().map(|(group, _)| group).collect();
+            return openapi::v3_others(&groups).into_iter().find(|(at, _)| *at == path).map(|(_, d)| d);
+        };
         let customs: Vec<CustomResource> = customs(&table, group, version).collect();
         if customs.is_empty() {
             openapi::v3_for_group(group, version)
@@ -180,7 +210,9 @@ pub fn v2(server: &Arc<Server>, call: &Call) -> Result<Response<Body>, Status> {
     let document = server
         .documents
         .open_api
-        .document("v2", &fingerprint, || Some(openapi::v2(&all)))
+        .document("v2", &fingerprint, || {
+            Some(openapi::v2(&all, &|group, version| table.version(group, version).is_some()))
+        })
         .ok_or_else(Status::no_such_resource)?;
     Ok(send(call, document, "application/json", false))
 }
