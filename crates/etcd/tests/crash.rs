@@ -86,6 +86,10 @@ async fn missing_and_foreign_files_are_refused() {
     for i in 0..300 {
         put(&engine, &format!("/k{i}"), &"v".repeat(40)).await.unwrap();
     }
+    // Checkpoints are written beside the log, at their own pace.
+    while !disk.names().iter().any(|name| name.starts_with("checkpoint-")) {
+        tokio::task::yield_now().await;
+    }
     drop(engine);
     let whole = disk.after_kill();
     open(&whole.after_kill(), &small()).unwrap();

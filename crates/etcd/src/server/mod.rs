@@ -3,6 +3,7 @@
 mod compaction;
 mod gateway;
 mod http;
+mod streams;
 mod tls;
 
 use std::convert::Infallible;
@@ -17,12 +18,13 @@ use ::http::header::CONTENT_TYPE;
 use ::http::{Request, Response, StatusCode};
 use anyhow::{Context, Result, bail, ensure};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use transport::gather::{Gather, gathered};
 
 use crate::auth::Auth;
 use crate::auth::token::Tokens;
@@ -31,6 +33,7 @@ use crate::rpc::cluster::Identity;
 use crate::rpc::grpc::Body;
 use crate::rpc::{Limits, Member};
 use crate::{Directory, Engine, Options};
+use streams::{Begun, WithCalls};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -297,6 +300,13 @@ impl Prepared {
         }
         background.close();
         background.wait().await;
+        // The log's thread lets go of the data directory, which the next to open it must not find taken.
+        let mut applied = member.engine.subscribe();
+        drop(member);
+        let ended = async { while applied.changed().await.is_ok() {} };
+        if tokio::time::timeout(GRACE, ended).await.is_err() {
+            tracing::warn!("the store is still in use");
+        }
         Ok(())
     }
 }
@@ -373,7 +383,8 @@ impl Front {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+        let begun = Begun::default();
+        let mut builder = auto::Builder::new(begun.clone());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
         builder
             .http2()
@@ -386,15 +397,18 @@ impl Front {
             .keep_alive_interval(self.config.keepalive_interval)
             .keep_alive_timeout(self.config.keepalive_timeout);
         let service = Service { front: self, common_name };
-        let serving = builder.serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(serving);
-        let ended = tokio::select! {
-            ended = serving.as_mut() => ended,
-            () = shutdown.cancelled() => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
+        let ended = gathered(Gather::new(stream), |stream| async move {
+            let connection = Box::pin(builder.serve_connection(TokioIo::new(stream), service));
+            let mut serving = WithCalls::new(connection, begun);
+            tokio::select! {
+                ended = &mut serving => ended,
+                () = shutdown.cancelled() => {
+                    serving.connection.as_mut().graceful_shutdown();
+                    serving.await
+                }
             }
-        };
+        })
+        .await;
         if let Err(error) = ended {
             tracing::debug!(%error, "connection ended");
         }

@@ -18,10 +18,10 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use transport::gather::{Gather, gathered};
 
 use super::body::Body;
 use super::filters::{self, Caller};
-use super::gather::{Gather, gathered};
 use crate::server::Server;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -4,7 +4,6 @@ pub mod body;
 pub mod compression;
 pub mod connection;
 pub mod filters;
-mod gather;
 pub mod negotiation;
 pub mod request_info;
 pub mod respond;

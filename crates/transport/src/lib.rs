@@ -1,0 +1,3 @@
+//! What the servers of HTTP/2 share, below HTTP.
+
+pub mod gather;
