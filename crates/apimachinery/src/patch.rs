@@ -77,7 +77,91 @@ pub fn strategic_merge_patch(target: &Value, patch: &[u8], schema: &Schema) -> R
     Ok(value)
 }
 
-fn parse(patch: &[u8]) -> Result<Value, Status> {
+/// Why a patched object is none of its type, in the words of upstream's conversion of maps to structs, which is how
+/// strategic merge patches are read there. `None` when each value is of its field's type.
+pub fn unrestorable(value: &Value, schema: &Schema) -> Option<String> {
+    let kind = match value {
+        Value::Null => return None,
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "slice",
+        Value::Object(_) => "map",
+    };
+    let scalar = |like: &[&str], name: &str| {
+        if like.contains(&kind) { None } else { Some(format!("unrecognized type: {name}")) }
+    };
+    match (&schema.kind, value) {
+        (Kind::Object(_), Value::Object(members)) => schema
+            .fields()
+            .iter()
+            .filter_map(|f| Some((members.get(&*f.name)?, &f.schema)))
+            .find_map(|(value, schema)| unrestorable(value, schema)),
+        (Kind::Object(_), _) => Some(format!("cannot restore struct from: {kind}")),
+        (Kind::Map(values), Value::Object(members)) => {
+            members.values().find_map(|value| unrestorable(value, values))
+        }
+        (Kind::Map(_), _) => Some(format!("cannot restore map from {kind}")),
+        (Kind::List(items, _), Value::Array(elements)) => {
+            elements.iter().find_map(|value| unrestorable(value, items))
+        }
+        (Kind::Bytes, Value::String(_)) => None,
+        (Kind::List(..) | Kind::Bytes, _) => Some(format!("cannot restore slice from {kind}")),
+        (Kind::String, Value::Number(_)) if kind == "int64" => {
+            Some(format!("cannot convert int64 to {}", schema.go_type()))
+        }
+        (Kind::String, _) => scalar(&["string"], "string"),
+        (Kind::Bool, _) => scalar(&["bool"], "bool"),
+        (Kind::Int32 | Kind::Int64, Value::Number(n)) if n.as_f64().is_some_and(|n| n.fract() != 0.0) => {
+            Some(format!("cannot convert float64 to {}", schema.go_type()))
+        }
+        (Kind::Int32, _) => scalar(&["int64", "float64"], "int32"),
+        (Kind::Int64, _) => scalar(&["int64", "float64"], "int64"),
+        (Kind::Double, _) => scalar(&["int64", "float64"], "float64"),
+        // These read themselves.
+        _ => None,
+    }
+}
+
+/// A value as Go prints it (`%v`): `map[a:b c:[1 2]]`.
+pub fn as_go(value: &Value) -> String {
+    fn write(out: &mut String, value: &Value) {
+        match value {
+            Value::Null => out.push_str("<nil>"),
+            Value::String(text) => out.push_str(text),
+            Value::Bool(_) | Value::Number(_) => out.push_str(&value.to_string()),
+            Value::Array(elements) => {
+                out.push('[');
+                for (i, element) in elements.iter().enumerate() {
+                    if i > 0 {
+                        out.push(' ');
+                    }
+                    write(out, element);
+                }
+                out.push(']');
+            }
+            Value::Object(members) => {
+                out.push_str("map[");
+                for (i, (name, member)) in members.iter().enumerate() {
+                    if i > 0 {
+                        out.push(' ');
+                    }
+                    out.push_str(name);
+                    out.push(':');
+                    write(out, member);
+                }
+                out.push(']');
+            }
+        }
+    }
+    let mut out = String::new();
+    write(&mut out, value);
+    out
+}
+
+/// The patch itself, as [`strategic_merge_patch`] reads it.
+pub fn parse(patch: &[u8]) -> Result<Value, Status> {
     let value = codec::decode_any(patch, MediaType::Yaml)
         .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
     if value.is_object() {
@@ -412,5 +496,25 @@ mod tests {
             merge_patch(&target, br#"{"a":{"b":null,"c":[3]},"d":"e"}"#).unwrap(),
             json!({"a": {"c": [3]}, "d": "e"})
         );
+    }
+
+    #[test]
+    fn what_is_no_object_of_its_type() {
+        let pod = schema::for_kind("", "v1", "Pod").unwrap();
+        for (value, want) in [
+            (json!({"metadata": {"labels": {"a": "b"}}, "spec": {"priority": 1, "nodeName": null}}), None),
+            (json!({"metadata": {"labels": "invalid"}}), Some("cannot restore map from string")),
+            (json!({"metadata": "x"}), Some("cannot restore struct from: string")),
+            (json!({"spec": {"containers": {"a": 1}}}), Some("cannot restore slice from map")),
+            (json!({"spec": {"containers": [{"name": true}]}}), Some("unrecognized type: string")),
+            (json!({"spec": {"nodeName": 3}}), Some("cannot convert int64 to string")),
+            (json!({"spec": {"priority": "x"}}), Some("unrecognized type: int32")),
+            (json!({"spec": {"priority": 1.5}}), Some("cannot convert float64 to int32")),
+            (json!({"spec": {"hostNetwork": "x"}}), Some("unrecognized type: bool")),
+        ] {
+            assert_eq!(unrestorable(&value, pod).as_deref(), want, "{value}");
+        }
+        let patch = json!({"metadata": {"labels": "invalid"}, "l": [1, {"a": null}], "t": true});
+        assert_eq!(as_go(&patch), "map[l:[1 map[a:<nil>]] metadata:map[labels:invalid] t:true]");
     }
 }

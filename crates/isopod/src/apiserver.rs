@@ -22,9 +22,8 @@ pub async fn run(flags: &Flags, shutdown: CancellationToken) -> Result<()> {
         prefix: Some(flags.etcd_prefix.clone()),
     };
     let store = Remote::connect(options).await?;
-    let advertised = match flags.advertise_address {
+    let advertised = match advertised(flags.advertise_address, flags.bind_address) {
         Some(address) => address,
-        None if !flags.bind_address.is_unspecified() => flags.bind_address,
         None => settings::default_address()
             .context("find an address to advertise; name it with --advertise-address")?,
     };
@@ -37,6 +36,13 @@ pub async fn run(flags: &Flags, shutdown: CancellationToken) -> Result<()> {
     config.security.advertise_address = advertised;
     flags.apply(&mut config)?;
     kube_apiserver::run(config, shutdown).await
+}
+
+/// The address others are told of, where the flags name one. An address only this host can reach is none.
+fn advertised(advertise: Option<IpAddr>, bind: IpAddr) -> Option<IpAddr> {
+    advertise
+        .filter(|a| !a.is_unspecified())
+        .or(Some(bind).filter(|a| !a.is_unspecified() && !a.is_loopback()))
 }
 
 /// The certificate in the certificate directory, made there when it is missing.
@@ -65,4 +71,25 @@ pub fn read(path: Option<&Path>) -> Result<Option<Vec<u8>>> {
 
 fn file(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_to_advertise() {
+        for (advertise, bind, want) in [
+            (Some("10.0.0.1"), "0.0.0.0", Some("10.0.0.1")),
+            (Some("10.0.0.1"), "10.0.0.2", Some("10.0.0.1")),
+            (Some("0.0.0.0"), "10.0.0.2", Some("10.0.0.2")),
+            (None, "10.0.0.2", Some("10.0.0.2")),
+            (None, "0.0.0.0", None),
+            (None, "127.0.0.1", None),
+            (None, "::1", None),
+        ] {
+            let address = |text: &str| text.parse::<IpAddr>().unwrap();
+            assert_eq!(advertised(advertise.map(address), address(bind)), want.map(address), "{bind}");
+        }
+    }
 }

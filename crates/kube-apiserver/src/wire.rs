@@ -221,7 +221,13 @@ pub fn apply_patch(old: &Value, patch: &[u8], kind: PatchKind, shape: Shape<'_>)
     match (kind, shape.schema) {
         (PatchKind::Json, _) => patch::json_patch(old, patch),
         (PatchKind::Merge, _) => patch::merge_patch(old, patch),
-        (PatchKind::Strategic, Some(schema)) => patch::strategic_merge_patch(old, patch, schema),
+        (PatchKind::Strategic, Some(schema)) => {
+            let patched = patch::strategic_merge_patch(old, patch, schema)?;
+            match patch::unrestorable(&patched, schema) {
+                Some(why) => Err(unpatchable(patch::as_go(&patch::parse(patch)?), &why)),
+                None => Ok(patched),
+            }
+        }
         (PatchKind::Strategic | PatchKind::Apply, _) => Err(Status::unsupported_media_type(&[
             "application/json-patch+json",
             "application/merge-patch+json",

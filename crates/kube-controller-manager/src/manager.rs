@@ -97,7 +97,7 @@ pub async fn run(mut config: Config, client: Client, shutdown: CancellationToken
     let lost = LeaderElector::new(&client, election)
         .run(shutdown, |leading| run_all(Context { shutdown: leading, ..ctx }))
         .await;
-    anyhow::ensure!(!lost, "another kube-controller-manager took the lease");
+    anyhow::ensure!(!lost, "lost the lease kube-system/kube-controller-manager");
     Ok(())
 }
 

@@ -305,7 +305,7 @@ fn structural(errors: &mut Errors, schema: &Value, path: &Path<'_>, depth: usize
         );
     }
     let has_properties = schema.entries("properties").next().is_some();
-    if has_properties && schema.has("additionalProperties") && schema.at("additionalProperties") != false {
+    if has_properties && schema.has("additionalProperties") && schema.at("additionalProperties") != true {
         errors.forbidden(
             &path.child("additionalProperties"),
             "additionalProperties and properties are mutual exclusive",
@@ -441,6 +441,22 @@ mod tests {
                 |c| c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["a"] = json!({}),
                 &[
                     "spec.versions[0].schema.openAPIV3Schema.properties[a].type: Required value: must not be empty for specified object fields",
+                ],
+            ),
+            (
+                |c| {
+                    c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["a"] = json!({
+                        "type": "object", "properties": {"b": {"type": "string"}}, "additionalProperties": true});
+                },
+                &[],
+            ),
+            (
+                |c| {
+                    c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["a"] = json!({
+                        "type": "object", "properties": {"b": {"type": "string"}}, "additionalProperties": false});
+                },
+                &[
+                    "spec.versions[0].schema.openAPIV3Schema.properties[a].additionalProperties: Forbidden: additionalProperties and properties are mutual exclusive",
                 ],
             ),
             (

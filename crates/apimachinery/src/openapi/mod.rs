@@ -5,6 +5,7 @@
 mod definitions;
 mod facts;
 mod paths;
+mod protobuf;
 
 use std::collections::BTreeSet;
 
@@ -225,59 +226,108 @@ pub fn v3_paths() -> Vec<String> {
     paths
 }
 
-/// The version 2 document: what is built in and served, by group and version, and `customs`.
-pub fn v2(customs: &[CustomResource], is_served: &dyn Fn(&str, &str) -> bool) -> Vec<u8> {
+/// Which group versions are served.
+pub type IsServed<'a> = &'a dyn Fn(&str, &str) -> bool;
+
+/// The version 2 document, as JSON: what is built in and served, by group and version, and `customs`.
+pub fn v2(customs: &[CustomResource], is_served: IsServed<'_>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 << 20);
+    out.push(b'{');
+    for (name, value) in others_of_v2() {
+        write(&mut out, &Value::String(name));
+        out.push(b':');
+        write(&mut out, &value);
+        out.push(b',');
+    }
+    out.extend_from_slice(br#""paths":{"#);
+    let mut members = Members::new(&mut out);
+    let mut paths = true;
+    for_each_of_v2(customs, is_served, &mut |part, name, value| {
+        if part == Part::Definition && paths {
+            paths = false;
+            members.out.extend_from_slice(br#"},"definitions":{"#);
+            members.first = true;
+        }
+        members.add(name, value);
+    });
+    out.extend_from_slice(b"}}");
+    out
+}
+
+/// The version 2 document, as the message `openapi.v2.Document`.
+pub fn v2_protobuf(customs: &[CustomResource], is_served: IsServed<'_>) -> Vec<u8> {
+    let mut document = protobuf::Document::default();
+    for_each_of_v2(customs, is_served, &mut |part, name, value| match part {
+        Part::Path => document.path(name, value),
+        Part::Definition => document.definition(name, value),
+    });
+    document.finish(others_of_v2())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Path,
+    Definition,
+}
+
+/// Paths first, then definitions.
+fn for_each_of_v2(
+    customs: &[CustomResource],
+    is_served: IsServed<'_>,
+    add: &mut dyn FnMut(Part, &str, &Value),
+) {
     let facts = Facts::load();
     let builtin = resources::all().iter().filter(|r| is_served(r.group, r.version));
     let mut served: Vec<Served> = builtin.filter_map(Served::builtin).collect();
     served.extend(customs.iter().map(Served::custom));
-    let mut out = Vec::with_capacity(1 << 20);
-    out.extend_from_slice(br#"{"swagger":"2.0","info":{"title":"Kubernetes","version":""#);
-    out.extend_from_slice(VERSION.as_bytes());
-    out.extend_from_slice(br#""},"paths":{"#);
-    let mut paths = Members::new(&mut out);
     let mut groups: Vec<(String, String)> =
         served.iter().map(|s| (s.group.clone(), s.version.clone())).collect();
     groups.dedup();
     for (group, version) in &groups {
         let (path, item) = paths::group_path(Flavor::V2, group, version);
-        paths.add(&path, &item);
+        add(Part::Path, &path, &item);
     }
     for served in &served {
         for (path, item) in paths::paths_of(Flavor::V2, served) {
-            paths.add(&path, &item);
+            add(Part::Path, &path, &item);
         }
     }
     let mut names = closure(&served);
     let mut groups: Vec<&str> = groups.iter().map(|(group, _)| group.as_str()).collect();
     groups.dedup();
     for (_, path, definition, item) in paths::others(Flavor::V2, &groups) {
-        paths.add(&path, &item);
+        add(Part::Path, &path, &item);
         definition.into_iter().for_each(|d| add_with_references(d, &mut names));
     }
-    out.extend_from_slice(br#"},"definitions":{"#);
-    let mut definitions = Members::new(&mut out);
     for name in names {
         if let Some(schema) = schema::builtin(&name) {
             let mut definition = definitions::builtin(Flavor::V2, &facts, schema);
             if let Some(kind @ ("DeleteOptions" | "WatchEvent")) = name.strip_prefix(META) {
                 definitions::registered(&mut definition, kind, &definitions::all_registered());
             }
-            definitions.add(&name, &definition);
+            add(Part::Definition, &name, &definition);
         } else if let Some(special) = definitions::special(Flavor::V2, &facts, &name) {
-            definitions.add(&name, &special);
+            add(Part::Definition, &name, &special);
         }
     }
     for custom in customs {
         for (name, definition) in definitions::custom(Flavor::V2, &facts, custom) {
-            definitions.add(&name, &definition);
+            add(Part::Definition, &name, &definition);
         }
     }
-    definitions.add(definitions::VERSION_INFO, &definitions::version_info(Flavor::V2, &facts));
-    out.extend_from_slice(b"},\"securityDefinitions\":");
-    write(&mut out, &json!({"BearerToken": bearer_token()}));
-    out.extend_from_slice(b",\"security\":[{\"BearerToken\":[]}]}");
-    out
+    let info = definitions::version_info(Flavor::V2, &facts);
+    add(Part::Definition, definitions::VERSION_INFO, &info);
+}
+
+/// The members of version 2 beside paths and definitions.
+fn others_of_v2() -> Map<String, Value> {
+    let others = [
+        ("swagger", json!("2.0")),
+        ("info", json!({"title": "Kubernetes", "version": VERSION})),
+        ("securityDefinitions", json!({"BearerToken": bearer_token()})),
+        ("security", json!([{"BearerToken": []}])),
+    ];
+    others.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 fn bearer_token() -> Value {

@@ -1,5 +1,6 @@
 //! Which groups, versions and resources there are: one list per group version, or all at once.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -7,12 +8,13 @@ use apimachinery::status::Status;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use parking_lot::Mutex;
+use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::aggregation;
 use crate::http::Body;
-use crate::http::negotiation::{self, Encoding};
+use crate::http::negotiation::{self, Accept, Encoding};
 use crate::http::respond;
 use crate::registry::entry::api_version;
 use crate::registry::handler::Call;
@@ -100,14 +102,74 @@ fn ordered(table: &Table) -> Vec<(&str, Versions<'_>)> {
     groups
 }
 
-fn group_value(group: &str, versions: &Versions<'_>) -> Value {
-    let named = |v: &str| json!({"groupVersion": api_version(group, v), "version": v});
-    let all: Vec<Value> = versions.iter().map(|(v, _)| named(v)).collect();
-    json!({"name": group, "versions": all, "preferredVersion": all.first()})
+// Members in upstream's order: there are readers that look for pieces of the text.
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ApiGroup<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_version: Option<&'static str>,
+    name: &'a str,
+    versions: Vec<GroupVersion<'a>>,
+    preferred_version: Option<GroupVersion<'a>>,
 }
 
-fn text(call: &Call, value: &Value) -> Result<Response<Body>, Status> {
-    Ok(respond::value(StatusCode::OK, value, call.accept(false)?))
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GroupVersion<'a> {
+    group_version: String,
+    version: &'a str,
+}
+
+impl<'a> ApiGroup<'a> {
+    fn new(name: &'a str, versions: &Versions<'a>) -> ApiGroup<'a> {
+        let versions: Vec<GroupVersion<'a>> = versions
+            .iter()
+            .map(|(version, _)| GroupVersion { group_version: api_version(name, version), version })
+            .collect();
+        let preferred_version = versions.first().cloned();
+        ApiGroup { kind: None, api_version: None, name, versions, preferred_version }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ApiResourceList<'a> {
+    kind: &'static str,
+    api_version: &'static str,
+    group_version: String,
+    resources: Vec<ApiResource<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ApiResource<'a> {
+    name: Cow<'a, str>,
+    singular_name: &'a str,
+    namespaced: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'a str>,
+    kind: &'a str,
+    verbs: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    short_names: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    categories: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    storage_version_hash: Option<String>,
+}
+
+fn text(accept: Accept, value: &impl Serialize) -> Result<Response<Body>, Status> {
+    if accept.encoding == Encoding::Json && !accept.pretty {
+        let body = serde_json::to_vec(value).map_err(Status::internal)?;
+        return Ok(respond::bytes_response(StatusCode::OK, Encoding::Json.content_type(), body));
+    }
+    let value = serde_json::to_value(value).map_err(Status::internal)?;
+    Ok(respond::value(StatusCode::OK, &value, accept))
 }
 
 /// `/api` and `/apis`: the groups, or everything when the client knows how to read that.
@@ -124,28 +186,42 @@ pub fn root(server: &Server, call: &Call, named_groups: bool) -> Result<Response
             "application/vnd.kubernetes.protobuf",
         ])
     })?;
-    let value = if named_groups {
-        let mut groups: Vec<Value> = ordered(&table)
+    if named_groups {
+        #[derive(Serialize)]
+        #[serde(untagged)]
+        enum Row<'a> {
+            Local(ApiGroup<'a>),
+            Remote(Value),
+        }
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct ApiGroupList<'a> {
+            kind: &'static str,
+            api_version: &'static str,
+            groups: Vec<Row<'a>>,
+        }
+        let mut groups: Vec<Row<'_>> = ordered(&table)
             .iter()
             .filter(|(group, _)| !group.is_empty())
-            .map(|(group, versions)| group_value(group, versions))
+            .map(|(group, versions)| Row::Local(ApiGroup::new(group, versions)))
             .collect();
         let local = |group: &str| table.groups().any(|(g, _)| g == group);
-        groups.extend(aggregation::plain_groups(&server.aggregator.known(), local));
-        json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+        let remote = aggregation::plain_groups(&server.aggregator.known(), local);
+        groups.extend(remote.into_iter().map(Row::Remote));
+        text(accept, &ApiGroupList { kind: "APIGroupList", api_version: "v1", groups })
     } else {
         let host = call
             .headers
             .get(header::HOST)
             .and_then(|h| h.to_str().ok())
             .or(call.uri.authority().map(|a| a.as_str()));
-        json!({
+        let value = json!({
             "kind": "APIVersions",
             "versions": ["v1"],
             "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": host.unwrap_or_default()}],
-        })
-    };
-    Ok(respond::value(StatusCode::OK, &value, accept))
+        });
+        Ok(respond::value(StatusCode::OK, &value, accept))
+    }
 }
 
 pub fn group(server: &Server, call: &Call, group: &str) -> Result<Response<Body>, Status> {
@@ -154,10 +230,9 @@ pub fn group(server: &Server, call: &Call, group: &str) -> Result<Response<Body>
     let Some((_, versions)) = groups.iter().find(|(g, _)| *g == group && !g.is_empty()) else {
         return Ok(super::no_such_page());
     };
-    let mut value = group_value(group, versions);
-    value["kind"] = "APIGroup".into();
-    value["apiVersion"] = "v1".into();
-    text(call, &value)
+    let mut value = ApiGroup::new(group, versions);
+    (value.kind, value.api_version) = (Some("APIGroup"), Some("v1"));
+    text(call.accept(false)?, &value)
 }
 
 pub fn version(server: &Server, call: &Call, group: &str, version: &str) -> Result<Response<Body>, Status> {
@@ -165,45 +240,41 @@ pub fn version(server: &Server, call: &Call, group: &str, version: &str) -> Resu
     let Some(resources) = table.version(group, version) else { return Err(Status::no_such_resource()) };
     let mut all = Vec::new();
     for entry in resources.values() {
-        let mut row = json!({
-            "name": entry.resource,
-            "singularName": entry.singular,
-            "namespaced": entry.namespaced,
-            "kind": entry.kind,
-            "verbs": entry.verbs,
+        all.push(ApiResource {
+            name: entry.resource.as_str().into(),
+            singular_name: &entry.singular,
+            namespaced: entry.namespaced,
+            group: None,
+            version: None,
+            kind: &entry.kind,
+            verbs: &entry.verbs,
+            short_names: &entry.short_names,
+            categories: &entry.categories,
+            storage_version_hash: entry.cache.is_some().then(|| storage_version_hash(entry)),
         });
-        if !entry.short_names.is_empty() {
-            row["shortNames"] = json!(entry.short_names);
-        }
-        if !entry.categories.is_empty() {
-            row["categories"] = json!(entry.categories);
-        }
-        if entry.cache.is_some() {
-            row["storageVersionHash"] = storage_version_hash(entry).into();
-        }
-        all.push(row);
         for sub in &entry.subresources {
-            let mut row = json!({
-                "name": format!("{}/{}", entry.resource, sub.name),
-                "singularName": "",
-                "namespaced": entry.namespaced,
-                "kind": sub.kind,
-                "verbs": sub.verbs,
+            let other = sub.group_version.as_ref();
+            all.push(ApiResource {
+                name: format!("{}/{}", entry.resource, sub.name).into(),
+                singular_name: "",
+                namespaced: entry.namespaced,
+                group: other.map(|(group, _)| group.as_str()),
+                version: other.map(|(_, version)| version.as_str()),
+                kind: &sub.kind,
+                verbs: &sub.verbs,
+                short_names: &[],
+                categories: &[],
+                storage_version_hash: None,
             });
-            if let Some((g, v)) = &sub.group_version {
-                row["group"] = g.as_str().into();
-                row["version"] = v.as_str().into();
-            }
-            all.push(row);
         }
     }
-    let value = json!({
-        "kind": "APIResourceList",
-        "apiVersion": "v1",
-        "groupVersion": api_version(group, version),
-        "resources": all,
-    });
-    text(call, &value)
+    let list = ApiResourceList {
+        kind: "APIResourceList",
+        api_version: "v1",
+        group_version: api_version(group, version),
+        resources: all,
+    };
+    text(call.accept(false)?, &list)
 }
 
 fn storage_version_hash(entry: &Entry) -> String {

@@ -194,9 +194,11 @@ pub fn v3(server: &Arc<Server>, call: &Call, parts: &[&str]) -> Result<Response<
 /// `/openapi/v2`: everything in one document.
 pub fn v2(server: &Arc<Server>, call: &Call) -> Result<Response<Body>, Status> {
     let accept = negotiation::accept_header(&call.headers);
-    if !accept.is_empty() && negotiation::choose(&accept, false).is_none() {
-        return Err(Status::not_acceptable(&["application/json"]));
-    }
+    let Some(form) = FormV2::chosen(&accept) else {
+        let mut response = Response::new(Body::Empty);
+        *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+        return Ok(response);
+    };
     let table = server.registry.table.load_full();
     let mut hash = Sha256::new();
     let mut all = Vec::new();
@@ -207,12 +209,73 @@ pub fn v2(server: &Arc<Server>, call: &Call) -> Result<Response<Body>, Status> {
         }
     }
     let fingerprint = super::groups::hex(&hash.finalize()).to_uppercase();
+    let is_served = |group: &str, version: &str| table.version(group, version).is_some();
+    let make = || match form {
+        FormV2::Json => openapi::v2(&all, &is_served),
+        FormV2::Protobuf => openapi::v2_protobuf(&all, &is_served),
+    };
     let document = server
         .documents
         .open_api
-        .document("v2", &fingerprint, || {
-            Some(openapi::v2(&all, &|group, version| table.version(group, version).is_some()))
-        })
+        .document(form.key(), &fingerprint, || Some(make()))
         .ok_or_else(Status::no_such_resource)?;
-    Ok(send(call, document, "application/json", false))
+    Ok(send(call, document, form.content_type(), false))
+}
+
+/// The forms of version 2. Go clients ask for protobuf alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FormV2 {
+    Json,
+    Protobuf,
+}
+
+impl FormV2 {
+    fn chosen(accept: &str) -> Option<FormV2> {
+        if accept.is_empty() {
+            return Some(FormV2::Json);
+        }
+        negotiation::clauses(accept).iter().find_map(|clause| match clause.media_type {
+            "application/json" | "application/*" | "*/*" => Some(FormV2::Json),
+            "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+            | "application/com.github.proto-openapi.spec.v2@v1.0+protobuf" => Some(FormV2::Protobuf),
+            _ => None,
+        })
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            FormV2::Json => "v2",
+            FormV2::Protobuf => "v2 protobuf",
+        }
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            FormV2::Json => "application/json",
+            FormV2::Protobuf => "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FormV2;
+
+    #[test]
+    fn forms_of_version_2() {
+        const OLD: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+        const NEW: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+        for (accept, want) in [
+            ("", Some(FormV2::Json)),
+            ("*/*", Some(FormV2::Json)),
+            ("application/json", Some(FormV2::Json)),
+            (OLD, Some(FormV2::Protobuf)),
+            (NEW, Some(FormV2::Protobuf)),
+            ("text/plain, application/json;q=0.5", Some(FormV2::Json)),
+            ("application/yaml", None),
+            ("application/vnd.kubernetes.protobuf", None),
+        ] {
+            assert_eq!(FormV2::chosen(accept), want, "{accept}");
+        }
+    }
 }

@@ -260,7 +260,15 @@ impl Controller {
         let wait = |at: Timestamp| {
             Duration::try_from(at.duration_since(now)).unwrap_or_default() + Duration::from_millis(100)
         };
-        let again = due.next.map(wait);
+        let Some(next) = due.next else {
+            let text = format!(
+                "invalid schedule: {} : time difference between two schedules is less than 1 second",
+                spec.schedule
+            );
+            self.recorder.warning(&regarding, "InvalidSchedule", text);
+            return Ok(None);
+        };
+        let again = Some(wait(next));
         let Some(at) = due.at else { return Ok(again) };
         if due.missed > MISSED_MAX {
             self.recorder.warning(

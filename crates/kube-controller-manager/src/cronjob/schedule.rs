@@ -9,8 +9,8 @@ use jiff::{Timestamp, ToSpan};
 const MONTHS: [&str; 12] =
     ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
-/// A schedule that has no time in this many days has none at all (29 February on one weekday takes 40 years).
-const DAYS_AHEAD: u32 = 366 * 41;
+/// A schedule that has no time before the end of this many years more has none at all.
+const YEARS_AHEAD: i16 = 5;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Schedule {
@@ -106,13 +106,14 @@ impl Schedule {
         let has = |bits: &u64, n: i8| bits & (1 << n) != 0;
         let start = zone.to_datetime(after);
         let mut date = start.date();
-        for ahead in 0..DAYS_AHEAD {
+        let (today_is, last_year) = (date, date.year().saturating_add(YEARS_AHEAD));
+        while date.year() <= last_year {
             let day = has(days, date.day());
             let weekday = has(weekdays, date.weekday().to_sunday_zero_offset());
             let today = if *either_day { day || weekday } else { day && weekday };
             if today && has(months, date.month()) {
                 for hour in (0..24i8).filter(|h| has(hours, *h)) {
-                    if ahead == 0 && hour < start.hour() {
+                    if date == today_is && hour < start.hour() {
                         continue;
                     }
                     for minute in (0..60i8).filter(|m| has(minutes, *m)) {
@@ -153,7 +154,12 @@ mod tests {
             let next = Schedule::parse(text).unwrap().next(from, &TimeZone::UTC);
             assert_eq!(next.unwrap().to_string(), want, "{text}");
         }
-        assert_eq!(Schedule::parse("0 0 30 2 *").unwrap().next(from, &TimeZone::UTC), None);
+        // Never, and not within five years.
+        for text in ["59 23 31 2 *", "0 0 30 2 *"] {
+            assert_eq!(Schedule::parse(text).unwrap().next(from, &TimeZone::UTC), None, "{text}");
+        }
+        let late: Timestamp = "2096-03-01T00:00:00Z".parse().unwrap();
+        assert_eq!(Schedule::parse("0 0 29 2 *").unwrap().next(late, &TimeZone::UTC), None);
         for wrong in ["", "* * * *", "60 * * * *", "* * 0 * *", "a * * * *", "*/0 * * * *", "5-1 * * * *"] {
             assert!(Schedule::parse(wrong).is_err(), "{wrong}");
         }

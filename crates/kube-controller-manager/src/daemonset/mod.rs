@@ -168,8 +168,11 @@ impl Controller {
             &self.revisions,
             &owner,
             &selector,
-            &spec.template,
-            POD_REVISION,
+            revisions::Source {
+                annotations: set.metadata.annotations.as_ref(),
+                template: &spec.template,
+                hash_label: POD_REVISION,
+            },
             collisions,
         )
         .await?;

@@ -96,8 +96,11 @@ impl Controller {
             &self.revisions,
             &owner,
             &selector,
-            &spec.template,
-            REVISION_HASH,
+            revisions::Source {
+                annotations: set.metadata.annotations.as_ref(),
+                template: &spec.template,
+                hash_label: REVISION_HASH,
+            },
             old_status.collision_count,
         )
         .await?;

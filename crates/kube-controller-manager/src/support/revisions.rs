@@ -1,5 +1,7 @@
 //! ControllerRevisions: the history of the templates of daemon sets and stateful sets.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
@@ -46,15 +48,43 @@ pub(crate) struct History {
     pub(crate) collisions: Option<i32>,
 }
 
-/// Reads the history of `owner`, adding or renumbering the revision of `template` as needed. `hash_label` names the
-/// label that holds a revision's hash.
+/// What a set's present revision is made of.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// Those of the set: they say why it was changed (`kubernetes.io/change-cause`).
+    pub(crate) annotations: Option<&'a BTreeMap<String, String>>,
+    pub(crate) template: &'a PodTemplateSpec,
+    /// The label that holds a revision's hash.
+    pub(crate) hash_label: &'a str,
+}
+
+impl Source<'_> {
+    fn revision(&self, owner: &Owner, hash: &str, number: i64) -> ControllerRevision {
+        let labels = self.template.metadata.as_ref().and_then(|m| m.labels.clone());
+        let mut labels = labels.unwrap_or_default();
+        labels.insert(self.hash_label.to_owned(), hash.to_owned());
+        ControllerRevision {
+            metadata: ObjectMeta {
+                name: Some(format!("{}-{hash}", owner.name)),
+                namespace: Some(owner.namespace.clone()),
+                labels: Some(labels),
+                annotations: self.annotations.cloned(),
+                owner_references: Some(vec![owner.reference()]),
+                ..ObjectMeta::default()
+            },
+            data: Some(RawExtension(data(self.template))),
+            revision: number,
+        }
+    }
+}
+
+/// Reads the history of `owner`, adding or renumbering the revision of `source` as needed.
 pub(crate) async fn ensure<O>(
     ctx: &Context,
     informer: &Informer<ControllerRevision>,
     owner: &Owner,
     selector: &LabelSelector,
-    template: &PodTemplateSpec,
-    hash_label: &str,
+    source: Source<'_>,
     mut collisions: Option<i32>,
 ) -> anyhow::Result<History>
 where
@@ -63,6 +93,7 @@ where
         + Clone
         + std::fmt::Debug,
 {
+    let template = source.template;
     let owned = ownership::claim::<O, ControllerRevision>(ctx, informer, owner, selector).await?;
     let mut all: Vec<ControllerRevision> = owned.iter().filter_map(|r| informer.decode(r)).collect();
     all.sort_by_key(|r| (r.revision, r.metadata.creation_timestamp.as_ref().map(|t| t.0)));
@@ -83,19 +114,7 @@ where
     }
     loop {
         let hash = hash(template, collisions);
-        let mut labels = template.metadata.as_ref().and_then(|m| m.labels.clone()).unwrap_or_default();
-        labels.insert(hash_label.to_owned(), hash.clone());
-        let revision = ControllerRevision {
-            metadata: ObjectMeta {
-                name: Some(format!("{}-{hash}", owner.name)),
-                namespace: Some(owner.namespace.clone()),
-                labels: Some(labels),
-                owner_references: Some(vec![owner.reference()]),
-                ..ObjectMeta::default()
-            },
-            data: Some(RawExtension(data(template))),
-            revision: newest + 1,
-        };
+        let revision = source.revision(owner, &hash, newest + 1);
         match api.create(&PostParams::default(), &revision).await {
             Ok(made) => {
                 all.push(made.clone());
@@ -136,4 +155,32 @@ pub(crate) async fn clean_up(
         api.delete(name(revision), &DeleteParams::default()).await.ignore_not_found()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::apps::v1::DaemonSet;
+
+    use super::*;
+
+    #[test]
+    fn what_a_revision_says() {
+        let set: DaemonSet = serde_json::from_value(json!({
+            "metadata": {"name": "d", "namespace": "n", "uid": "u",
+                "annotations": {"kubernetes.io/change-cause": "apply"}},
+            "spec": {"selector": {}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": []}}}}))
+        .unwrap();
+        let source = Source {
+            annotations: set.metadata.annotations.as_ref(),
+            template: &set.spec.as_ref().unwrap().template,
+            hash_label: POD_REVISION,
+        };
+        let revision = source.revision(&Owner::of(&set), "5f", 3);
+        let said = serde_json::to_value(&revision).unwrap();
+        assert_eq!(said["metadata"]["name"], "d-5f");
+        assert_eq!(said["metadata"]["labels"], json!({"a": "b", "controller-revision-hash": "5f"}));
+        assert_eq!(said["metadata"]["annotations"], json!({"kubernetes.io/change-cause": "apply"}));
+        assert_eq!(said["revision"], 3);
+        assert_eq!(said["data"]["spec"]["template"]["$patch"], "replace");
+    }
 }
