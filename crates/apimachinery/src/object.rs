@@ -9,7 +9,8 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 
 use crate::codec::{DecodeError, protobuf};
 use crate::schema::Schema;
@@ -192,9 +193,24 @@ impl Encoded {
 
     /// Appends the JSON as clients get it.
     pub fn write_json(&self, out: &mut Vec<u8>) {
+        self.write_json_from(0, out);
+    }
+
+    /// As [`write_json`](Encoded::write_json) for a list of built-in objects: its items do not say what they are.
+    /// `head` is how the JSON of such an object begins, up to and with the comma after kind and version.
+    pub fn write_item(&self, head: &[u8], out: &mut Vec<u8>) {
+        if !head.is_empty() && head.len() < self.splice as usize && self.body.starts_with(head) {
+            out.push(b'{');
+            self.write_json_from(head.len(), out);
+        } else {
+            self.write_json(out);
+        }
+    }
+
+    fn write_json_from(&self, start: usize, out: &mut Vec<u8>) {
         let at = self.splice as usize;
         let (before, after) = self.body.split_at(at.min(self.body.len()));
-        out.extend_from_slice(before);
+        out.extend_from_slice(before.get(start..).unwrap_or_default());
         if at > 0 {
             out.extend_from_slice(b"\"resourceVersion\":\"");
             out.extend_from_slice(itoa::Buffer::new().format(self.resource_version).as_bytes());
@@ -229,6 +245,23 @@ impl Encoded {
     /// The generic object, with its resource version.
     pub fn to_value(&self) -> Result<Value, serde_json::Error> {
         self.decode()
+    }
+}
+
+/// The members of a built-in object in the order its JSON has them: what it is and is called comes first, as upstream
+/// writes it and some readers expect it.
+pub fn in_order(members: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
+    const FIRST: [&str; 3] = ["kind", "apiVersion", "metadata"];
+    let first = FIRST.into_iter().filter_map(|name| members.get_key_value(name));
+    first.chain(members.iter().filter(|(name, _)| !FIRST.contains(&name.as_str())))
+}
+
+/// A built-in object on its way into JSON, its members [`in_order`].
+pub struct InOrder<'a>(pub &'a Map<String, Value>);
+
+impl Serialize for InOrder<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(in_order(self.0))
     }
 }
 
@@ -270,7 +303,28 @@ fn splice_offset(body: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn json_in_order() {
+        let value =
+            json!({"apiVersion": "v1", "data": {"a": "b"}, "kind": "ConfigMap", "metadata": {"name": "x"}});
+        let body = serde_json::to_vec(&InOrder(value.as_object().unwrap())).unwrap();
+        let object = Encoded::with_value(body.into(), 3, &value, vec![]);
+        let text = |write: &dyn Fn(&mut Vec<u8>)| {
+            let mut out = Vec::new();
+            write(&mut out);
+            String::from_utf8(out).unwrap()
+        };
+        let rest = r#""metadata":{"resourceVersion":"3","name":"x"},"data":{"a":"b"}}"#;
+        let head = r#"{"kind":"ConfigMap","apiVersion":"v1","#;
+        assert_eq!(text(&|out| object.write_json(out)), format!("{head}{rest}"));
+        assert_eq!(text(&|out| object.write_item(head.as_bytes(), out)), format!("{{{rest}"));
+        // Stored in another order.
+        assert_eq!(text(&|out| object.write_item(b"{\"apiVersion\":", out)), format!("{head}{rest}"));
+    }
 
     #[test]
     fn messages_are_of_their_revision() {

@@ -23,7 +23,7 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub details: Option<Box<Details>>,
     /// The HTTP status code.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub code: u16,
 }
 
@@ -56,8 +56,8 @@ pub struct Cause {
     pub field: String,
 }
 
-fn is_zero(n: &u32) -> bool {
-    *n == 0
+fn is_zero<N: Default + PartialEq>(n: &N) -> bool {
+    *n == N::default()
 }
 
 /// What an optimistic write answers when its object has changed.
@@ -319,15 +319,27 @@ impl Status {
         let mut object = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}});
         if let (Value::Object(object), Ok(Value::Object(own))) = (&mut object, serde_json::to_value(self)) {
             object.extend(own);
-            if self.code == 0 {
-                object.remove("code");
-            }
         }
         object
     }
 
-    pub fn to_json(&self) -> Vec<u8> {
-        let mut out = self.to_value().to_string().into_bytes();
+    /// Its JSON with the members in upstream's order; there are clients that show it as it comes.
+    pub fn to_json(&self, metadata: &Value, pretty: bool) -> Vec<u8> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Whole<'a> {
+            kind: &'static str,
+            api_version: &'static str,
+            metadata: &'a Value,
+            #[serde(flatten)]
+            own: &'a Status,
+        }
+        let whole = Whole { kind: "Status", api_version: "v1", metadata, own: self };
+        // Members have string keys only; writing to memory cannot fail.
+        if pretty {
+            return serde_json::to_vec_pretty(&whole).unwrap_or_default();
+        }
+        let mut out = serde_json::to_vec(&whole).unwrap_or_default();
         out.push(b'\n');
         out
     }
@@ -594,6 +606,16 @@ mod tests {
             json!({"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
                 "message":"pods \"x\" not found","reason":"NotFound","details":{"name":"x","kind":"pods"},
                 "code":404})
+        );
+        let json = Status::not_found("pods", "", "x").to_json(&json!({}), false);
+        assert_eq!(
+            String::from_utf8(json).unwrap(),
+            concat!(
+                r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#,
+                r#""message":"pods \"x\" not found","reason":"NotFound","details":{"name":"x","kind":"pods"},"#,
+                r#""code":404}"#,
+                "\n"
+            )
         );
     }
 }

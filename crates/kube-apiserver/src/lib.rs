@@ -154,7 +154,9 @@ pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
         .collect::<Result<_, _>>()
         .context("the serving certificate is not PEM")?;
     let key = PrivateKeyDer::from_pem_slice(&config.tls_key).context("the serving key is not PEM")?;
-    let tls = http::connection::tls_config(chain, key).context("serving certificate and key")?;
+    let bundles = [&config.security.client_ca, &config.security.request_header_ca];
+    let authorities = authentication::x509::subjects(bundles.into_iter().flatten().map(Vec::as_slice));
+    let tls = http::connection::tls_config(chain, key, authorities).context("serving certificate and key")?;
     let wanted = SocketAddr::new(config.bind_address, config.secure_port);
     let listener = listen(wanted).with_context(|| format!("cannot listen on {wanted}"))?;
     let address = listener.local_addr()?;

@@ -2,14 +2,15 @@
 
 use apimachinery::codec::{self, MediaType, protobuf};
 use apimachinery::field_path::Path;
-use apimachinery::object::Encoded;
+use apimachinery::object::{Encoded, InOrder};
 use apimachinery::patch;
 use apimachinery::schema::Schema;
 use apimachinery::status::{FieldError, Status};
 use bytes::Bytes;
 use http::Response;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value, json};
 
 use crate::http::Body;
 use crate::http::negotiation::{Accept, Encoding, View};
@@ -283,14 +284,40 @@ fn partial_schema() -> Option<&'static Schema> {
     apimachinery::schema::builtin("io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata")
 }
 
+/// A value on its way into JSON. The members of what is built in come in order, those of custom resources by name.
+struct Ordered<'a>(&'a Value);
+
+impl Serialize for Ordered<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let own = |members: &Map<String, Value>| {
+            let text = |name: &str| members.get(name).and_then(Value::as_str);
+            match (text("apiVersion"), text("kind")) {
+                (Some("meta.k8s.io/v1"), Some(_)) => true,
+                (Some(version), Some(kind)) => {
+                    let (group, version) = version.split_once('/').unwrap_or(("", version));
+                    let known = |kind| apimachinery::schema::for_kind(group, version, kind).is_some();
+                    known(kind) || kind.strip_suffix("List").is_some_and(known)
+                }
+                _ => false,
+            }
+        };
+        match self.0 {
+            Value::Object(members) if own(members) => InOrder(members).serialize(serializer),
+            other => other.serialize(serializer),
+        }
+    }
+}
+
 pub fn encode_value(value: &Value, accept: Accept) -> Result<Vec<u8>, String> {
     match accept.encoding {
         Encoding::Json if accept.pretty => {
-            let mut out = serde_json::to_vec_pretty(value).map_err(|e| e.to_string())?;
+            serde_json::to_vec_pretty(&Ordered(value)).map_err(|e| e.to_string())
+        }
+        Encoding::Json => {
+            let mut out = serde_json::to_vec(&Ordered(value)).map_err(|e| e.to_string())?;
             out.push(b'\n');
             Ok(out)
         }
-        Encoding::Json => serde_json::to_vec(value).map_err(|e| e.to_string()),
         Encoding::Yaml => Ok(codec::encode_yaml(value)),
         Encoding::Protobuf => {
             let schema = schema_of(value).ok_or("the kind has no protobuf form")?;
@@ -305,8 +332,12 @@ pub fn encode_event(kind: &str, object: &Value, accept: Accept) -> Option<Bytes>
         let object = encode_value(object, accept).ok()?;
         return Some(protobuf::watch_frame(kind, &object).into());
     }
-    let mut out = serde_json::to_vec(&json!({"type": kind, "object": object})).ok()?;
-    out.push(b'\n');
+    let mut out = Vec::with_capacity(256);
+    out.extend_from_slice(b"{\"type\":\"");
+    out.extend_from_slice(kind.as_bytes());
+    out.extend_from_slice(b"\",\"object\":");
+    serde_json::to_writer(&mut out, &Ordered(object)).ok()?;
+    out.extend_from_slice(b"}\n");
     Some(out.into())
 }
 

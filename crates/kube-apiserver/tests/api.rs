@@ -97,6 +97,65 @@ async fn lists_come_in_pages_and_selections() {
 }
 
 #[tokio::test]
+async fn answers_are_written_as_upstreams() {
+    let cluster = cluster().await;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");
+    maps.create(&PostParams::default(), &config_map("a", json!({}), json!({"k": "v"}))).await.unwrap();
+    let get = async |path: &str, agent: &str| {
+        let request = http::Request::get(path).header("user-agent", agent).body(Vec::new()).unwrap();
+        let answer = cluster.client.send(request.map(kube::client::Body::from)).await.unwrap();
+        let body = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+        String::from_utf8(body.to_vec()).unwrap()
+    };
+    const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+    let one = get(&format!("{MAPS}/a"), "x").await;
+    assert!(one.starts_with(r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"#), "{one}");
+    assert!(one.ends_with("\"data\":{\"k\":\"v\"}}\n"), "{one}");
+    // The list says what its items are.
+    for list in [MAPS.to_owned(), format!("{MAPS}?limit=5")] {
+        let list = get(&list, "x").await;
+        assert!(list.starts_with(r#"{"kind":"ConfigMapList","apiVersion":"v1","metadata":{"#), "{list}");
+        assert!(list.contains(r#""items":[{"metadata":{"resourceVersion":"#), "{list}");
+        assert!(list.ends_with("]}\n"), "{list}");
+    }
+    let none = get(&format!("{MAPS}/b"), "x").await;
+    assert_eq!(
+        none,
+        concat!(
+            r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","#,
+            r#""message":"configmaps \"b\" not found","reason":"NotFound","#,
+            r#""details":{"name":"b","kind":"configmaps"},"code":404}"#,
+            "\n"
+        )
+    );
+    let resources = get("/api/v1", "x").await;
+    let head = r#"{"kind":"APIResourceList","groupVersion":"v1","resources":["#;
+    assert!(resources.starts_with(head), "{resources}");
+    let apps = get("/apis/apps/v1", "x").await;
+    let head = r#"{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"apps/v1","resources":["#;
+    assert!(apps.starts_with(head), "{apps}");
+    let row =
+        r#"{"name":"configmaps","singularName":"configmap","namespaced":true,"kind":"ConfigMap","verbs":["#;
+    assert!(resources.contains(row), "{resources}");
+
+    // Programs that people look at answers with get them laid out.
+    let plain = format!("{MAPS}/a?pretty=false");
+    for (path, agent, pretty) in [
+        (&*format!("{MAPS}/a"), "curl/8.0", true),
+        (MAPS, "Wget/1.2", true),
+        (MAPS, "Mozilla/5.0 (X11)", true),
+        (&plain, "curl/8.0", false),
+        (&format!("{MAPS}/a?pretty=1"), "x", true),
+        (&format!("{MAPS}/b"), "curl/8.0", true),
+        ("/apis", "curl/8.0", true),
+    ] {
+        let text = get(path, agent).await;
+        assert_eq!(text.starts_with("{\n  \"kind\": "), pretty, "{path} {agent}: {text}");
+        assert_eq!(text.ends_with('\n'), !pretty, "{path} {agent}");
+    }
+}
+
+#[tokio::test]
 async fn lists_go_on_after_compaction() {
     let cluster = cluster().await;
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), "default");

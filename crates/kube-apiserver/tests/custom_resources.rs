@@ -321,3 +321,29 @@ async fn policies_tell_what_their_types_say() {
         ])
     );
 }
+
+#[tokio::test]
+async fn deprecated_versions_say_so() {
+    let cluster = cluster().await;
+    let schema = json!({"openAPIV3Schema": {"type": "object"}});
+    let version =
+        |name: &str| json!({"name": name, "served": true, "storage": name == "v1", "schema": schema});
+    let mut versions = json!([version("v1"), version("v1beta2"), version("v1beta1"), version("v2")]);
+    versions[1]["deprecated"] = true.into();
+    versions[2]["deprecated"] = true.into();
+    versions[2]["deprecationWarning"] = "gone soon".into();
+    define(&cluster, versions, Value::Null).await;
+    for (version, want) in [
+        ("v1", None),
+        (
+            "v1beta2",
+            Some("299 - \"stable.example.com/v1beta2 Thing is deprecated; use stable.example.com/v2 Thing\""),
+        ),
+        ("v1beta1", Some("299 - \"gone soon\"")),
+    ] {
+        let path = format!("/apis/{GROUP}/{version}/namespaces/default/things");
+        let request = http::Request::get(path).body(kube::client::Body::empty()).unwrap();
+        let answer = cluster.client.send(request).await.unwrap();
+        assert_eq!(answer.headers().get("warning").map(|w| w.to_str().unwrap()), want, "{version}");
+    }
+}

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use apimachinery::clock::Clock;
 use apimachinery::user::UserInfo;
 use parking_lot::Mutex;
-use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::{DistinguishedName, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -16,6 +16,14 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 /// How many verified leaves are remembered; the whole memory is dropped when it is full.
 const REMEMBERED_MAX: usize = 4096;
 const UID_OID: &str = "1.3.6.1.4.1.57683.2";
+
+/// Whom the certificates of CA bundles belong to.
+pub fn subjects<'a>(bundles: impl Iterator<Item = &'a [u8]>) -> Vec<DistinguishedName> {
+    let mut roots = RootCertStore::empty();
+    // What is no certificate is told of where the bundle is put to use.
+    roots.add_parsable_certificates(bundles.flat_map(CertificateDer::pem_slice_iter).flatten());
+    roots.subjects()
+}
 
 /// Verifies chains against one CA bundle.
 pub struct Verifier(Arc<dyn ClientCertVerifier>);
@@ -152,5 +160,8 @@ mod tests {
         let (_, other) = ca();
         assert!(certificates.user(&[leaf(&other)]).is_err());
         assert!(certificates.user(&[b"junk".to_vec()]).is_err());
+        let names = subjects([pem.as_bytes(), b"junk"].into_iter());
+        assert_eq!(names.len(), 1);
+        assert!(names[0].as_ref().windows(2).any(|w| w == b"ca"));
     }
 }

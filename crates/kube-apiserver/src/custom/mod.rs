@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::admission::webhooks::conversion::Conversion;
 use crate::cache::{ResourceCache, ResourceKind};
+use crate::discovery::groups::version_rank;
 use crate::registry::Entry;
 use crate::registry::entry::{Subresource, api_version};
 use crate::registry::meta;
@@ -48,6 +49,8 @@ pub struct CustomResource {
     has_status: bool,
     scale: Option<Scale>,
     preserve_unknown: bool,
+    /// What clients of a deprecated version are warned with; empty for others.
+    deprecation_warning: String,
     has_defaults: bool,
     /// Versions convert by more than their name.
     /// Set where objects of other versions are converted by a webhook.
@@ -74,6 +77,31 @@ fn texts(value: &Value) -> Vec<String> {
 /// `.spec.x` → `spec.x`
 fn plain_path(path: &str) -> &str {
     path.trim_start_matches('.')
+}
+
+/// The warning that comes with each answer in `version`, where that is deprecated: its own words, or the newest better
+/// version that is served and not deprecated.
+fn deprecation_warning(spec: &Value, version: &Value) -> String {
+    if version["deprecated"] != true {
+        return String::new();
+    }
+    if let Some(own) = version["deprecationWarning"].as_str() {
+        return own.to_owned();
+    }
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+    let (group, kind, name) = (text(&spec["group"]), text(&spec["names"]["kind"]), text(&version["name"]));
+    let better = spec["versions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|v| v["served"] == true && v["deprecated"] != true)
+        .map(|v| text(&v["name"]))
+        .filter(|other| version_rank(other) < version_rank(&name))
+        .min_by_key(|other| version_rank(other));
+    match better {
+        Some(better) => format!("{group}/{name} {kind} is deprecated; use {group}/{better} {kind}"),
+        None => format!("{group}/{name} {kind} is deprecated"),
+    }
 }
 
 /// How the cache of a definition's objects reads them.
@@ -182,6 +210,7 @@ pub fn entries(
             has_status,
             scale,
             preserve_unknown: spec["preserveUnknownFields"] == true,
+            deprecation_warning: deprecation_warning(spec, version),
             conversion: conversion.clone(),
             fingerprint: format!("{}/{}", definition.uid(), value["metadata"]["generation"]),
             open_api,
@@ -338,6 +367,10 @@ impl CustomResource {
     }
 
     /// Whether stored bytes are what clients of this version see.
+    pub fn deprecation_warning(&self) -> &str {
+        &self.deprecation_warning
+    }
+
     pub fn reads_verbatim(&self) -> bool {
         !self.has_defaults && self.api_version == self.storage_api_version && self.conversion.is_none()
     }

@@ -138,7 +138,9 @@ impl<'a> ApiGroup<'a> {
 #[serde(rename_all = "camelCase")]
 struct ApiResourceList<'a> {
     kind: &'static str,
-    api_version: &'static str,
+    /// Left out of the core group's, which is older than it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_version: Option<&'static str>,
     group_version: String,
     resources: Vec<ApiResource<'a>>,
 }
@@ -164,8 +166,13 @@ struct ApiResource<'a> {
 }
 
 fn text(accept: Accept, value: &impl Serialize) -> Result<Response<Body>, Status> {
-    if accept.encoding == Encoding::Json && !accept.pretty {
-        let body = serde_json::to_vec(value).map_err(Status::internal)?;
+    if accept.encoding == Encoding::Json && accept.pretty {
+        let body = serde_json::to_vec_pretty(value).map_err(Status::internal)?;
+        return Ok(respond::bytes_response(StatusCode::OK, Encoding::Json.content_type(), body));
+    }
+    if accept.encoding == Encoding::Json {
+        let mut body = serde_json::to_vec(value).map_err(Status::internal)?;
+        body.push(b'\n');
         return Ok(respond::bytes_response(StatusCode::OK, Encoding::Json.content_type(), body));
     }
     let value = serde_json::to_value(value).map_err(Status::internal)?;
@@ -177,15 +184,8 @@ pub fn root(server: &Server, call: &Call, named_groups: bool) -> Result<Response
     if let Some(version) = aggregated_version(call) {
         return Ok(aggregated(server, call, named_groups, version));
     }
-    let accept_text = negotiation::accept_header(&call.headers);
     let table = server.registry.table.load();
-    let accept = negotiation::choose(&accept_text, false).ok_or_else(|| {
-        Status::not_acceptable(&[
-            "application/json",
-            "application/yaml",
-            "application/vnd.kubernetes.protobuf",
-        ])
-    })?;
+    let accept = call.accept(false)?;
     if named_groups {
         #[derive(Serialize)]
         #[serde(untagged)]
@@ -270,7 +270,7 @@ pub fn version(server: &Server, call: &Call, group: &str, version: &str) -> Resu
     }
     let list = ApiResourceList {
         kind: "APIResourceList",
-        api_version: "v1",
+        api_version: (!group.is_empty()).then_some("v1"),
         group_version: api_version(group, version),
         resources: all,
     };

@@ -62,11 +62,8 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
                 paths.extend(versions.keys().map(|v| format!("{base}/{v}")));
             }
             paths.sort();
-            Ok(respond::value(
-                StatusCode::OK,
-                &json!({"paths": paths}),
-                call.accept(false).unwrap_or_default(),
-            ))
+            let accept = negotiation::Accept { pretty: true, ..Default::default() };
+            Ok(respond::value(StatusCode::OK, &json!({"paths": paths}), accept))
         }
         ["api"] | ["apis"] => groups::root(server, call, parts[0] == "apis"),
         ["api", version] => groups::version(server, call, "", version),

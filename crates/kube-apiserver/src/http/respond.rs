@@ -2,7 +2,7 @@
 
 use apimachinery::status::{Cause, Details, Status};
 use http::{Response, StatusCode, header};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::body::Body;
 use super::negotiation::{Accept, Encoding};
@@ -41,6 +41,14 @@ pub fn set_continue(status: &mut Status, token: String) {
 
 /// The Status as a JSON value, with `kind` and `apiVersion`.
 pub fn status_value(status: &Status) -> Value {
+    let (status, metadata) = with_metadata(status);
+    let mut value = status.to_value();
+    value["metadata"] = metadata;
+    value
+}
+
+/// The Status as clients get it, and its metadata.
+fn with_metadata(status: &Status) -> (Status, Value) {
     let mut status = status.clone();
     let mut token = None;
     if let Some(details) = &mut status.details {
@@ -54,18 +62,19 @@ pub fn status_value(status: &Status) -> Value {
             status.details = None;
         }
     }
-    let mut value = status.to_value();
-    if let Some(token) = token {
-        value["metadata"]["continue"] = token.into();
-    }
-    value
+    let metadata = token.map_or_else(|| json!({}), |token| json!({"continue": token}));
+    (status, metadata)
 }
 
 /// The answer that carries `status`.
 pub fn status(status: &Status, accept: Accept) -> Response<Body> {
-    let encoding = accept.encoding;
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = value(code, &status_value(status), Accept { encoding, ..accept });
+    let mut response = if accept.encoding == Encoding::Json {
+        let (status, metadata) = with_metadata(status);
+        bytes_response(code, Encoding::Json.content_type(), status.to_json(&metadata, accept.pretty))
+    } else {
+        value(code, &status_value(status), accept)
+    };
     if let Some(seconds) = status.details.as_ref().map(|d| d.retry_after_seconds).filter(|s| *s > 0) {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::Strategy;
-use apimachinery::codec::{self, protobuf};
+use apimachinery::codec::protobuf;
+use apimachinery::object::InOrder;
 use apimachinery::resources::ResourceInfo;
 use apimachinery::schema::Schema;
 use bytes::Bytes;
@@ -231,7 +232,12 @@ fn from_protobuf(bytes: &Bytes) -> Result<Bytes, String> {
     let schema = apimachinery::schema::for_kind(group, version, &stored.kind)
         .ok_or_else(|| format!("{} {} is not known", stored.api_version, stored.kind))?;
     let value = protobuf::decode(bytes, schema).map_err(|e| e.to_string())?;
-    Ok(codec::encode_json(&value).into())
+    match &value {
+        Value::Object(members) => {
+            serde_json::to_vec(&InOrder(members)).map(Bytes::from).map_err(|e| e.to_string())
+        }
+        _ => Err("not an object".to_owned()),
+    }
 }
 
 fn from_info(info: &'static ResourceInfo, cache: &Cache) -> Entry {

@@ -67,9 +67,13 @@ impl Call {
                 "application/vnd.kubernetes.protobuf",
             ])
         })?;
-        if self.query.get("pretty").is_some() {
-            accept.pretty |= self.query.flag("pretty");
-        }
+        let agent = self.headers.get(header::USER_AGENT).map_or(&b""[..], |v| v.as_bytes());
+        accept.pretty |= match self.query.non_empty("pretty") {
+            Some(said) => matches!(said, "1" | "t" | "T" | "TRUE" | "true" | "True"),
+            // Programs that people look at answers with.
+            None => [&b"curl"[..], b"Wget", b"Mozilla/5.0"].iter().any(|a| agent.starts_with(a)),
+        };
+        accept.pretty &= self.info.verb != "watch";
         Ok(accept)
     }
 
@@ -236,7 +240,7 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
     let deprecated = match (entry.group.as_str(), entry.resource.as_str()) {
         ("", "endpoints") => "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
         ("", "componentstatuses") => "v1 ComponentStatus is deprecated in v1.19+",
-        _ => "",
+        _ => entry.custom.as_ref().map_or("", |c| c.deprecation_warning()),
     };
     if !deprecated.is_empty() {
         call.warnings.push(deprecated.to_owned());

@@ -296,7 +296,11 @@ pub async fn response(show: Show<'_>, page: Page) -> Result<Response<Body>, Stat
             json!(kind),
             json!(api_version)
         );
-        let mut response = Response::new(stream_items(head.into_bytes(), page.items));
+        let item_head = match show.entry.custom {
+            None => format!("{{\"kind\":{},\"apiVersion\":{},", json!(show.entry.kind), json!(api_version)),
+            Some(_) => String::new(),
+        };
+        let mut response = Response::new(stream_items(head.into_bytes(), item_head.into_bytes(), page.items));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         return Ok(response);
     }
@@ -308,20 +312,28 @@ pub async fn response(show: Show<'_>, page: Page) -> Result<Response<Body>, Stat
     }
     let mut items = Vec::with_capacity(page.items.len());
     for object in &page.items {
-        items.push(show.single(object)?);
+        let mut item = show.single(object)?;
+        if let (View::Whole, None, Value::Object(members)) = (show.accept.view, &show.entry.custom, &mut item)
+        {
+            // The list says it for all of them.
+            members.remove("kind");
+            members.remove("apiVersion");
+        }
+        items.push(item);
     }
     let list = json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": items});
     Ok(respond::value(StatusCode::OK, &list, show.accept))
 }
 
-/// The list in chunks, made as the client takes them; small lists go out whole.
-fn stream_items(head: Vec<u8>, items: Vec<Arc<Encoded>>) -> Body {
-    let size: usize = items.iter().map(|o| o.body.len() + 40).sum::<usize>() + head.len() + 2;
+/// The list in chunks, made as the client takes them; small lists go out whole. Items begin with `item_head`, which is
+/// left out of them.
+fn stream_items(head: Vec<u8>, item_head: Vec<u8>, items: Vec<Arc<Encoded>>) -> Body {
+    let size: usize = items.iter().map(|o| o.body.len() + 40).sum::<usize>() + head.len() + 3;
     let mut items = items.into_iter();
     if size <= CHUNK_BYTES {
         let mut out = head;
         out.reserve(size - out.len());
-        let done = fill(&mut out, &mut items, usize::MAX, true);
+        let done = fill(&mut out, &item_head, &mut items, usize::MAX, true);
         debug_assert!(done);
         return Body::full(out);
     }
@@ -329,7 +341,7 @@ fn stream_items(head: Vec<u8>, items: Vec<Arc<Encoded>>) -> Body {
     Body::stream(stream::iter(std::iter::from_fn(move || {
         let (mut out, mut items, first) = state.take()?;
         out.reserve(CHUNK_BYTES + (8 << 10));
-        if !fill(&mut out, &mut items, CHUNK_BYTES, first) {
+        if !fill(&mut out, &item_head, &mut items, CHUNK_BYTES, first) {
             state = Some((Vec::new(), items, false));
         }
         Some(Ok(Bytes::from(out)))
@@ -339,20 +351,21 @@ fn stream_items(head: Vec<u8>, items: Vec<Arc<Encoded>>) -> Body {
 /// Appends objects until `limit`; true when the list is complete.
 fn fill(
     out: &mut Vec<u8>,
+    item_head: &[u8],
     items: &mut std::vec::IntoIter<Arc<Encoded>>,
     limit: usize,
     mut first: bool,
 ) -> bool {
     while out.len() < limit {
         let Some(object) = items.next() else {
-            out.extend_from_slice(b"]}");
+            out.extend_from_slice(b"]}\n");
             return true;
         };
         if !first {
             out.push(b',');
         }
         first = false;
-        object.write_json(out);
+        object.write_item(item_head, out);
     }
     false
 }
@@ -371,7 +384,7 @@ mod tests {
                     Arc::new(Encoded::new(body.into(), 5, |_| vec![]).unwrap())
                 })
                 .collect();
-            let body = stream_items(b"{\"items\":[".to_vec(), items);
+            let body = stream_items(b"{\"items\":[".to_vec(), Vec::new(), items);
             let bytes = body.collect(usize::MAX).await.unwrap();
             let value: Value = serde_json::from_slice(&bytes).unwrap();
             assert_eq!(value["items"].as_array().unwrap().len(), n);

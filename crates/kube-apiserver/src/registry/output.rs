@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use apimachinery::object::Encoded;
 use apimachinery::status::Status;
+use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -87,9 +88,12 @@ impl Show<'_> {
         if self.is_verbatim() {
             // One piece, small objects copied: every piece is a frame of its own.
             let body = if object.body.len() <= COPIED_BYTES_MAX {
-                Body::full(object.to_json())
+                let mut json = object.to_json();
+                json.push(b'\n');
+                Body::full(json)
             } else {
-                Body::Pieces(object.parts().into_iter().filter(|p| !p.is_empty()).collect())
+                let end = Bytes::from_static(b"\n");
+                Body::Pieces(object.parts().into_iter().filter(|p| !p.is_empty()).chain([end]).collect())
             };
             let mut response = Response::new(body);
             *response.status_mut() = code;

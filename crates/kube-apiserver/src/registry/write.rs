@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use apimachinery::clock::Clock;
 use apimachinery::managed_fields::Unusual;
-use apimachinery::object::Encoded;
+use apimachinery::object::{Encoded, InOrder, in_order};
 use apimachinery::status::{FieldError, Status};
 use apimachinery::user::UserInfo;
 use bytes::Bytes;
@@ -532,11 +532,16 @@ fn encode_with(entry: &Entry, object: &mut Value, managed: Option<&str>) -> Enco
         scratch.clear();
         match (managed, object.as_object()) {
             (Some(managed), Some(members)) => {
-                write_members(scratch, members, |out, name, value| match (name, value.as_object()) {
+                let write = |out: &mut Vec<u8>, name: &str, value: &Value| match (name, value.as_object()) {
                     ("metadata", Some(metadata)) => write_metadata(out, metadata, managed),
                     _ => write_json(out, value),
-                })
+                };
+                match entry.custom {
+                    Some(_) => write_members(scratch, members.iter(), write),
+                    None => write_members(scratch, in_order(members), write),
+                }
             }
+            (None, Some(members)) if entry.custom.is_none() => write_json(scratch, &InOrder(members)),
             _ => write_json(scratch, object),
         }
         let body = Bytes::copy_from_slice(scratch);
@@ -557,13 +562,13 @@ fn write_json(out: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
     let _ = serde_json::to_writer(out, value);
 }
 
-fn write_members(
+fn write_members<'a>(
     out: &mut Vec<u8>,
-    members: &Map<String, Value>,
+    members: impl Iterator<Item = (&'a String, &'a Value)>,
     write: impl Fn(&mut Vec<u8>, &str, &Value),
 ) {
     out.push(b'{');
-    for (i, (name, value)) in members.iter().enumerate() {
+    for (i, (name, value)) in members.enumerate() {
         if i > 0 {
             out.push(b',');
         }

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -270,7 +270,11 @@ async fn translate(
     switching(headers)
 }
 
-async fn session(mut socket: Socket, runtime: TokioIo<Upgraded>, streams: Streams) -> std::io::Result<()> {
+async fn session<C, R>(mut socket: WebSocketStream<C>, runtime: R, streams: Streams) -> std::io::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    R: AsyncRead + AsyncWrite,
+{
     let (mut reader, mut writer) = spdy::client(runtime)?;
     let mut channels: Vec<(u8, u32)> = Vec::new();
     let wanted = [
@@ -291,7 +295,10 @@ async fn session(mut socket: Socket, runtime: TokioIo<Upgraded>, streams: Stream
         .map(|(n, _)| *n)
         .filter(|n| matches!(*n, channel::STDOUT | channel::STDERR | channel::ERROR))
         .collect();
-    let mut client_gone = false;
+    // An empty message says that the connection stands.
+    let first = [channel::STDOUT, channel::STDERR].into_iter().find(|n| open.contains(n));
+    let greeting = Message::binary(vec![first.unwrap_or(channel::ERROR)]);
+    let mut client_gone = socket.send(greeting).await.is_err();
     while !open.is_empty() {
         tokio::select! {
             event = reader.next() => match event? {
@@ -312,7 +319,9 @@ async fn session(mut socket: Socket, runtime: TokioIo<Upgraded>, streams: Stream
                 Event::Closed => break,
             },
             message = socket.next(), if !client_gone => match message {
-                Some(Ok(Message::Binary(data))) => {
+                // Clients in languages that tell strings from bytes send either.
+                Some(Ok(message @ (Message::Binary(_) | Message::Text(_)))) => {
+                    let data = message.into_data();
                     let Some((number, payload)) = data.split_first() else { continue };
                     if *number == channel::CLOSE {
                         if let Some(stream) = payload.first().and_then(|n| stream_of(*n)) {
@@ -335,4 +344,34 @@ async fn session(mut socket: Socket, runtime: TokioIo<Upgraded>, streams: Stream
     let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
     let _ = socket.close(Some(normal)).await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn text_is_as_good_as_bytes() {
+        let (near, far) = tokio::io::duplex(4096);
+        let (runtime, container) = tokio::io::duplex(4096);
+        let server = WebSocketStream::from_raw_socket(far, Role::Server, None).await;
+        let streams = Streams { stdin: true, stdout: true, ..Streams::default() };
+        let work = tokio::spawn(session(server, runtime, streams));
+        let mut client = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+        let (mut reader, mut writer) = spdy::client(container).unwrap();
+        let greeting = client.next().await.unwrap().unwrap();
+        assert_eq!(greeting, Message::binary(vec![channel::STDOUT]));
+        // Streams are opened in this order: error, stdin, stdout.
+        let (error, stdin, stdout) = (1, 3, 5);
+        for message in [Message::text("\0words\n"), Message::binary(b"\0words\n".to_vec())] {
+            client.send(message).await.unwrap();
+            let event = reader.next().await.unwrap();
+            assert_eq!(event, Event::Data { stream: stdin, data: "words\n".into(), fin: false });
+        }
+        writer.data(stdout, b"words\n", true).await.unwrap();
+        writer.data(error, b"", true).await.unwrap();
+        assert_eq!(client.next().await.unwrap().unwrap(), Message::binary(b"\x01words\n".to_vec()));
+        assert!(matches!(client.next().await, Some(Ok(Message::Close(Some(_))))));
+        work.await.unwrap().unwrap();
+    }
 }
