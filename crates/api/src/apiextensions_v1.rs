@@ -18,6 +18,7 @@ pub static RULES: &[Rules] = &[Rules {
     namespaced: false,
     unconditional_update: false,
     generation: &["spec"],
+    first_status: r#"{"acceptedNames":{"kind":"","plural":""},"conditions":null}"#,
     prepare_for_create: add_stored_version,
     prepare_for_update: |new, _| add_stored_version(new),
     reset_by_status: SPEC_AND_METADATA,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::core_v1::{persistent_volume, pod};
 use crate::scale;
-use crate::strategy::{DEFAULT, FieldLabels, METADATA_LABELS, Rules, WITH_STATUS};
+use crate::strategy::{DEFAULT, Rules, WITH_STATUS};
 use crate::value::{Read, Write};
 
 pub const GROUP: &str = "apps";
@@ -36,11 +36,6 @@ pub static RULES: &[Rules] = &[
         validate_status_update: validation::replica_set_status,
         generation: &["spec"],
         scale: Some(&scale::WORKLOAD),
-        fields: crate::core_v1::replicas_field,
-        field_labels: FieldLabels {
-            labels: crate::core_v1::labels!["metadata.namespace", "status.replicas"],
-            ..METADATA_LABELS
-        },
         ..BASE
     },
     Rules {
@@ -129,6 +124,9 @@ fn daemon_set_defaults(set: &mut Value) {
         set.put_default("spec.updateStrategy.rollingUpdate.maxSurge", 0);
     }
     set.put_default("spec.revisionHistoryLimit", 10);
+    if !set.at("metadata.annotations").has(TEMPLATE_GENERATION) {
+        set_template_generation(set, 0);
+    }
     template(set);
 }
 

@@ -13,7 +13,7 @@ pub const GROUP: &str = "autoscaling";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "horizontalpodautoscalers",
-    first_status: r#"{"desiredReplicas":0}"#,
+    first_status: r#"{"currentMetrics":null,"desiredReplicas":0}"#,
     validate,
     validate_update: |new, _| validate(new),
     validate_status_update: validate_status,

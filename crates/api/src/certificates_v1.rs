@@ -32,6 +32,8 @@ pub static RULES: &[Rules] = &[
             labels: crate::core_v1::labels!["spec.signerName"],
             error: label_not_supported,
         },
+        // Nobody owns a request: it cannot change.
+        reset: &[&["spec"], &["status"]],
         ..WITH_STATUS
     },
     Rules {

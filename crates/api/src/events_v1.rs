@@ -10,10 +10,10 @@ pub static RULES: &[Rules] = &[Rules {
     resource: "events",
     defaults: event::defaults,
     validate: event::validate_new,
-    validate_update: |new, _| event::validate(new),
+    validate_update: event::validate_new_update,
     create_on_update: true,
     garbage_collection: GarbageCollection::Unsupported,
     fields: event::fields,
-    field_labels: FieldLabels { labels: event::LABELS, error: label_not_supported },
+    field_labels: FieldLabels { labels: event::NEW_LABELS, error: label_not_supported },
     ..DEFAULT
 }];

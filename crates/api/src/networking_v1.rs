@@ -42,6 +42,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "servicecidrs",
+        first_status: "{}",
         validate: validation::service_cidr,
         validate_update: validation::service_cidr_update,
         namespaced: false,

@@ -301,11 +301,6 @@ fn validate_slice(slice: &Value) -> Errors {
     ];
     const ONE: &str =
         "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
-    match places.iter().filter(|p| **p).count() {
-        0 => errors.required(&SPEC, ONE),
-        1 => {}
-        _ => errors.invalid(&SPEC, spec.clone(), format!("{ONE}, but multiple fields are set")),
-    }
     driver(&mut errors, spec.text("driver"), &SPEC.child("driver"));
     let pool = SPEC.child("pool");
     let name = spec.text("pool.name");
@@ -318,6 +313,11 @@ fn validate_slice(slice: &Value) -> Errors {
     }
     errors.positive_value(&pool.child("resourceSliceCount"), spec.int("pool.resourceSliceCount"));
     errors.not_negative(&pool.child("generation"), spec.int("pool.generation"));
+    match places.iter().filter(|p| **p).count() {
+        0 => errors.required(&SPEC, ONE),
+        1 => {}
+        _ => errors.invalid(&SPEC, spec.clone(), format!("{ONE}, but multiple fields are set")),
+    }
     let all = spec.list("devices");
     let list = SPEC.child("devices");
     if all.len() > DEVICES_MAX {

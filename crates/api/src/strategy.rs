@@ -443,7 +443,8 @@ mod tests {
             ("", "pods", "v1", "spec.nodeName", Ok("spec.nodeName")),
             ("", "pods", "v1", "spec.host", Ok("spec.nodeName")),
             ("", "pods", "v1", "spec.x", Err("field label not supported: spec.x")),
-            ("", "events", "events.k8s.io/v1", "regarding.name", Ok("involvedObject.name")),
+            ("events.k8s.io", "events", "events.k8s.io/v1", "regarding.name", Ok("involvedObject.name")),
+            ("", "events", "v1", "regarding.name", Err("field label not supported: regarding.name")),
             ("batch", "jobs", "batch/v1", "x", Err("field label \"x\" not supported for Job")),
             (
                 "",

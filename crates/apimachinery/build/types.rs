@@ -103,10 +103,10 @@ fn indexes(rows: &[Vec<&str>]) -> (Vec<u8>, Vec<u8>) {
         let i = u8::try_from(i).expect("few fields");
         numbers[number] = i + 1;
         let flags = column(2);
-        // A Quantity is a struct in Go, so `omitempty` does not leave it out.
+        // Quantities and times are structs in Go, so `omitempty` does not leave them out.
         let written = match column(1).as_bytes()[0] {
-            b'@' | b'q' => true,
-            b's' | b'b' | b'i' | b'l' | b'f' => !flags.contains('o'),
+            b'@' | b'q' | b't' | b'u' => true,
+            b's' | b'b' | b'i' | b'l' | b'f' | b'[' | b'{' => !flags.contains('o'),
             _ => false,
         };
         if written && !flags.contains(['p', 'z']) {

@@ -7,6 +7,7 @@ pub mod continue_token;
 pub mod defaults;
 pub mod duration;
 pub mod field_path;
+pub mod go;
 pub mod managed_fields;
 pub mod names;
 pub mod object;

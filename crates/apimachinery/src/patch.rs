@@ -5,6 +5,7 @@ use json_patch::{AddOperation, CopyOperation, PatchOperation, ReplaceOperation};
 use serde_json::{Map, Value, json};
 
 use crate::codec::{self, MediaType};
+use crate::go;
 use crate::schema::{Field, Kind, ListType, Schema};
 use crate::status::Status;
 
@@ -23,16 +24,38 @@ fn unprocessable() -> Status {
 
 /// RFC 6902: a list of operations.
 pub fn json_patch(target: &Value, patch: &[u8]) -> Result<Value, Status> {
-    let patch: json_patch::Patch = serde_json::from_slice(patch)
-        .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-    if patch.0.len() > MAX_JSON_PATCH_OPERATIONS {
+    let refused = |why: String| Status::bad_request(format!("error decoding patch: {why}"));
+    let operations = match codec::decode_any(patch, MediaType::Json).map_err(|e| refused(e.message))? {
+        Value::Array(operations) => operations,
+        Value::Null => vec![],
+        other => {
+            let kind = codec::json::kind_of(&other);
+            return Err(refused(format!(
+                "json: cannot unmarshal {kind} into Go value of type []handlers.jsonPatchOp"
+            )));
+        }
+    };
+    if let Some(other) = operations.iter().find(|o| !o.is_object() && !o.is_null()) {
+        let kind = codec::json::kind_of(other);
+        return Err(refused(format!(
+            "json: cannot unmarshal {kind} into Go value of type handlers.jsonPatchOp"
+        )));
+    }
+    if operations.len() > MAX_JSON_PATCH_OPERATIONS {
         return Err(Status::request_entity_too_large(format!(
             "The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPERATIONS}, got {}",
-            patch.0.len()
+            operations.len()
         )));
     }
     let mut value = target.clone();
-    for operation in patch.0 {
+    for mut operation in operations {
+        // A value that is not given is null.
+        if let Value::Object(members) = &mut operation
+            && matches!(members.get("op").and_then(Value::as_str), Some("add" | "replace" | "test"))
+        {
+            members.entry("value").or_insert(Value::Null);
+        }
+        let operation = serde_json::from_value(operation).map_err(|_| unprocessable())?;
         let operation = lenient(operation, &value);
         json_patch::patch(&mut value, std::slice::from_ref(&operation)).map_err(|_| unprocessable())?;
     }
@@ -59,20 +82,20 @@ fn lenient(operation: PatchOperation, target: &Value) -> PatchOperation {
 
 /// RFC 7386: objects are merged, null deletes, all else replaces.
 pub fn merge_patch(target: &Value, patch: &[u8]) -> Result<Value, Status> {
-    let patch = parse(patch)?;
+    let decoding = |why: String| Status::bad_request(format!("error decoding patch: {why}"));
+    let patch = parse(patch).map_err(decoding)?.ok_or_else(|| Status::bad_request("Invalid JSON Patch"))?;
     let mut value = target.clone();
-    json_patch::merge(&mut value, &patch);
+    json_patch::merge(&mut value, &Value::Object(patch));
     Ok(value)
 }
 
 /// Merges by the patch strategies and merge keys of the schema; understands the `$patch`, `$retainKeys`,
 /// `$setElementOrder/…` and `$deleteFromPrimitiveList/…` directives.
 pub fn strategic_merge_patch(target: &Value, patch: &[u8], schema: &Schema) -> Result<Value, Status> {
-    let patch = parse(patch)?;
+    let patch = parse(patch).map_err(Status::bad_request)?;
     let mut value = target.clone();
-    match (&mut value, patch) {
-        (Value::Object(target), Value::Object(patch)) => merge_object(target, patch, Some(schema))?,
-        (value, patch) => *value = patch,
+    if let (Value::Object(target), Some(patch)) = (&mut value, patch) {
+        merge_object(target, patch, Some(schema))?;
     }
     Ok(value)
 }
@@ -124,52 +147,15 @@ pub fn unrestorable(value: &Value, schema: &Schema) -> Option<String> {
     }
 }
 
-/// A value as Go prints it (`%v`): `map[a:b c:[1 2]]`.
-pub fn as_go(value: &Value) -> String {
-    fn write(out: &mut String, value: &Value) {
-        match value {
-            Value::Null => out.push_str("<nil>"),
-            Value::String(text) => out.push_str(text),
-            Value::Bool(_) | Value::Number(_) => out.push_str(&value.to_string()),
-            Value::Array(elements) => {
-                out.push('[');
-                for (i, element) in elements.iter().enumerate() {
-                    if i > 0 {
-                        out.push(' ');
-                    }
-                    write(out, element);
-                }
-                out.push(']');
-            }
-            Value::Object(members) => {
-                out.push_str("map[");
-                for (i, (name, member)) in members.iter().enumerate() {
-                    if i > 0 {
-                        out.push(' ');
-                    }
-                    out.push_str(name);
-                    out.push(':');
-                    write(out, member);
-                }
-                out.push(']');
-            }
-        }
-    }
-    let mut out = String::new();
-    write(&mut out, value);
-    out
-}
-
-/// The patch itself, as [`strategic_merge_patch`] reads it.
-pub fn parse(patch: &[u8]) -> Result<Value, Status> {
-    let value = codec::decode_any(patch, MediaType::Yaml)
-        .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-    if value.is_object() {
-        Ok(value)
-    } else {
-        Err(Status::bad_request(
-            "error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}",
-        ))
+/// The members of a patch; none if it is null.
+fn parse(patch: &[u8]) -> Result<Option<Map<String, Value>>, String> {
+    match codec::decode_any(patch, MediaType::Json).map_err(|e| e.message)? {
+        Value::Object(members) => Ok(Some(members)),
+        Value::Null => Ok(None),
+        other => Err(format!(
+            "json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+            codec::json::kind_of(&other)
+        )),
     }
 }
 
@@ -193,7 +179,11 @@ fn merge_object(
                 return Ok(());
             }
             "merge" => {}
-            other => return Err(Status::bad_request(format!("Unknown patch type found: {other}"))),
+            other => {
+                patch.insert("$patch".into(), other.into());
+                let patch = go::plain(&Value::Object(patch));
+                return Err(Status::unknown(format!("unknown patch type: {other} in map: {patch}")));
+            }
         },
         Some(other) => return Err(Status::bad_request(format!("unexpected patch type: {other}"))),
     }
@@ -202,7 +192,7 @@ fn merge_object(
             return Err(Status::bad_request("invalid patch format of retainKeys list"));
         };
         if patch.iter().any(|(k, v)| !v.is_null() && !k.starts_with('$') && !keys.iter().any(|x| x == k)) {
-            return Err(Status::bad_request("the retainKeys list must contain every field of the patch"));
+            return Err(Status::bad_request("invalid patch format of retainKeys"));
         }
         target.retain(|key, _| keys.iter().any(|k| k == key));
     }
@@ -243,6 +233,7 @@ fn merge_object(
             _ => vec![],
         };
         let key = field.map_or("", |f| f.patch_merge_key);
+        check_order(&additions, &order, key)?;
         let before = current.clone();
         let merged = merge_list(current, additions, field)?;
         target.insert(name, Value::Array(reorder(merged, &order, &before, key)));
@@ -280,6 +271,30 @@ fn merge_object(
         }
     }
     Ok(())
+}
+
+/// The elements of a patch have to be in the order it gives.
+fn check_order(patch: &[Value], order: &[Value], key: &str) -> Result<(), Status> {
+    let same = |element: &Value, ordered: &Value| match key {
+        "" => element == ordered,
+        key => element.get(key).is_some() && element.get(key) == ordered.get(key),
+    };
+    // What goes is in no order.
+    let mut left: Vec<&Value> = patch.iter().filter(|e| e.get("$patch").is_none()).collect();
+    for ordered in order {
+        if left.first().is_some_and(|element| same(element, ordered)) {
+            left.remove(0);
+        }
+    }
+    if left.is_empty() {
+        return Ok(());
+    }
+    let shown = |list: &[Value]| go::plain(&Value::Array(list.to_vec()));
+    Err(Status::unknown(format!(
+        "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n",
+        shown(patch),
+        shown(order)
+    )))
 }
 
 fn without_directives(patch: Map<String, Value>) -> Map<String, Value> {
@@ -330,9 +345,9 @@ fn merge_list(
             return Err(unprocessable());
         };
         let Some(id) = element.get(key).cloned() else {
-            return Err(Status::bad_request(format!(
+            return Err(Status::unknown(format!(
                 "map: {} does not contain declared merge key: {key}",
-                Value::Object(element)
+                go::plain(&Value::Object(element))
             )));
         };
         let same = |v: &Value| v.get(key) == Some(&id);
@@ -467,9 +482,25 @@ mod tests {
             let patched = strategic_merge_patch(&pod, patch.to_string().as_bytes(), schema).unwrap();
             assert_eq!(patched.pointer(pointer).cloned().unwrap_or_default(), want, "{patch}");
         }
-        for (bad, code) in [("[]", 400), ("{", 400), (r#"{"spec":{"containers":[{"image":"x"}]}}"#, 400)] {
-            assert_eq!(strategic_merge_patch(&pod, bad.as_bytes(), schema).unwrap_err().code, code, "{bad}");
+        for (bad, code, message) in [
+            ("[]", 400, "json: cannot unmarshal array into Go value of type map[string]interface {}"),
+            ("a: b", 400, "invalid character 'a' looking for beginning of value"),
+            (
+                r#"{"spec":{"containers":[{"image":"x"}]}}"#,
+                500,
+                "map: map[image:x] does not contain declared merge key: name",
+            ),
+            (r#"{"spec":{"$patch":"x","a":1}}"#, 500, "unknown patch type: x in map: map[$patch:x a:1]"),
+            (
+                r#"{"spec":{"$setElementOrder/containers":[{"name":"z"}],"containers":[{"name":"a"}]}}"#,
+                500,
+                "The order in patch list:\n[map[name:a]]\n doesn't match $setElementOrder list:\n[map[name:z]]\n",
+            ),
+        ] {
+            let status = strategic_merge_patch(&pod, bad.as_bytes(), schema).unwrap_err();
+            assert_eq!((status.code, status.message.as_str()), (code, message), "{bad}");
         }
+        assert_eq!(strategic_merge_patch(&pod, b"null", schema).unwrap(), pod);
     }
 
     #[test]
@@ -481,13 +512,17 @@ mod tests {
                 json!({"a": {"b": 2, "c": [1, 2, 3]}}),
             ),
             (r#"[{"op":"test","path":"/a/b","value":1},{"op":"remove","path":"/a"}]"#, json!({})),
+            (r#"[{"op":"add","path":"/d"}]"#, json!({"a": {"b": 1, "c": [1, 2]}, "d": null})),
         ] {
             assert_eq!(json_patch(&target, patch.as_bytes()).unwrap(), want);
         }
         for (patch, code) in [
             (r#"[{"op":"test","path":"/a/b","value":2}]"#, 422),
             (r#"[{"op":"remove","path":"/x"}]"#, 422),
-            (r#"[{"op":"x"}]"#, 400),
+            (r#"[{"op":"x"}]"#, 422),
+            (r#"[{"op":"add","value":1}]"#, 422),
+            ("[null]", 422),
+            ("[1]", 400),
             ("{}", 400),
         ] {
             assert_eq!(json_patch(&target, patch.as_bytes()).unwrap_err().code, code, "{patch}");
@@ -496,6 +531,16 @@ mod tests {
             merge_patch(&target, br#"{"a":{"b":null,"c":[3]},"d":"e"}"#).unwrap(),
             json!({"a": {"c": [3]}, "d": "e"})
         );
+        for (bad, message) in [
+            ("null", "Invalid JSON Patch"),
+            ("", "error decoding patch: unexpected end of JSON input"),
+            (
+                "1",
+                "error decoding patch: json: cannot unmarshal number into Go value of type map[string]interface {}",
+            ),
+        ] {
+            assert_eq!(merge_patch(&target, bad.as_bytes()).unwrap_err().message, message);
+        }
     }
 
     #[test]
@@ -514,7 +559,5 @@ mod tests {
         ] {
             assert_eq!(unrestorable(&value, pod).as_deref(), want, "{value}");
         }
-        let patch = json!({"metadata": {"labels": "invalid"}, "l": [1, {"a": null}], "t": true});
-        assert_eq!(as_go(&patch), "map[l:[1 map[a:<nil>]] metadata:map[labels:invalid] t:true]");
     }
 }

@@ -181,6 +181,21 @@ impl Field {
         self.schema.default().cloned()
     }
 
+    /// Go's zero value, for the fields that always have a value.
+    pub fn zero(&self) -> Option<Value> {
+        if self.pointer() {
+            return None;
+        }
+        match self.schema.kind {
+            Kind::Object(_) if !self.schema.name.is_empty() => Some(Value::Object(Map::new())),
+            _ if self.omit_empty() => None,
+            Kind::String => Some("".into()),
+            Kind::Bool => Some(false.into()),
+            Kind::Int32 | Kind::Int64 | Kind::Double => Some(0.into()),
+            _ => None,
+        }
+    }
+
     pub fn merges(&self) -> bool {
         self.patch_strategy.split(',').any(|s| s == "merge")
     }
@@ -391,7 +406,6 @@ impl Schema {
             let nothing = match field.schema.kind {
                 _ if field.pointer() || field.omit_zero() || field.numbers == [0; 4] => continue,
                 Kind::Object(_) => field.schema.blank(),
-                Kind::List(..) | Kind::Map(_) if !field.omit_empty() => Value::Null,
                 _ if self.writes_always(i) => field.schema.zero(),
                 _ => continue,
             };

@@ -235,6 +235,18 @@ impl Status {
         )
     }
 
+    /// What upstream's router says, before anything of the server is asked.
+    pub fn not_routable(available: &[&str]) -> Status {
+        let message = format!("406: Not Acceptable\n\nAvailable representations: {}", available.join(", "));
+        Status { details: Some(Box::default()), ..Status::failure(406, "NotAcceptable", message) }
+    }
+
+    /// As [`Status::not_routable`], of what was sent.
+    pub fn unsupported_by_route() -> Status {
+        let status = Status::failure(415, "UnsupportedMediaType", "415: Unsupported Media Type");
+        Status { details: Some(Box::default()), ..status }
+    }
+
     pub fn gone(message: impl Into<String>) -> Status {
         Status::failure(410, "Gone", message)
     }

@@ -210,6 +210,7 @@ fn drop_empty(value: &mut Value, schema: &Schema) {
                 let Some(member) = schema.member(name) else { return true };
                 drop_empty(value, member);
                 let empty = match (&member.kind, &*value) {
+                    (Kind::List(..) | Kind::Map(_), Value::Null) => true,
                     (Kind::List(..), Value::Array(list)) => list.is_empty(),
                     (Kind::Map(_), Value::Object(map)) => map.is_empty(),
                     _ => false,

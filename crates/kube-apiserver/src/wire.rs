@@ -65,17 +65,21 @@ fn other_kind(shape: Shape<'_>, said_version: &str, said_kind: &str) -> Status {
         };
         format!("converting ({version}.{said_kind}) to ({internal}.{}): unknown conversion", shape.kind)
     } else {
-        let scheme = match shape.group {
-            "apiextensions.k8s.io" => "k8s.io/apiextensions-apiserver/pkg/apiserver/apiserver.go:55",
-            "apiregistration.k8s.io" => "k8s.io/kube-aggregator/pkg/apiserver/scheme/scheme.go:28",
-            _ => "pkg/api/legacyscheme/scheme.go:30",
-        };
-        format!("no kind {said_kind:?} is registered for version {said_version:?} in scheme {scheme:?}")
+        not_registered(shape, said_version, said_kind)
     };
     Status::bad_request(format!(
         "{said_kind} in version {version:?} cannot be handled as a {}: {why}",
         shape.kind
     ))
+}
+
+fn not_registered(shape: Shape<'_>, version: &str, kind: &str) -> String {
+    let scheme = match shape.group {
+        "apiextensions.k8s.io" => "k8s.io/apiextensions-apiserver/pkg/apiserver/apiserver.go:55",
+        "apiregistration.k8s.io" => "k8s.io/kube-aggregator/pkg/apiserver/scheme/scheme.go:28",
+        _ => "pkg/api/legacyscheme/scheme.go:30",
+    };
+    format!("no kind {kind:?} is registered for version {version:?} in scheme {scheme:?}")
 }
 
 /// The beginning of a body, as upstream quotes what it cannot make out.
@@ -145,21 +149,6 @@ pub fn decode(
     strictness: Strictness,
     shape: Shape<'_>,
 ) -> Result<Read, Status> {
-    read(body, encoding, strictness, shape, true)
-}
-
-/// Reads an applied configuration, which gets no defaults.
-pub fn decode_apply(body: &[u8], strictness: Strictness, shape: Shape<'_>) -> Result<Read, Status> {
-    read(body, Encoding::Yaml, strictness, shape, false)
-}
-
-fn read(
-    body: &[u8],
-    encoding: Encoding,
-    strictness: Strictness,
-    shape: Shape<'_>,
-    defaults: bool,
-) -> Result<Read, Status> {
     let media = media_type(encoding);
     let refused = |e: codec::DecodeError| e.to_status(shape.kind, shape.version);
     let mut read = match shape.schema {
@@ -172,12 +161,7 @@ fn read(
                 Encoding::Protobuf => false,
             };
             let (body, media) = if nothing { (&b"{}"[..], MediaType::Json) } else { (body, media) };
-            let decoded = if defaults {
-                codec::decode(body, media, schema, strictness)
-            } else {
-                codec::decode_applied(body, media, schema, strictness)
-            };
-            let decoded = decoded.map_err(|error| {
+            let decoded = codec::decode(body, media, schema, strictness).map_err(|error| {
                 // What is of another kind is told as such, whatever else is wrong with it.
                 match codec::type_meta(body, media) {
                     Ok((version, _)) if version.matches('/').count() > 1 && shape.is_builtin() => {
@@ -187,13 +171,11 @@ fn read(
                         let mut other = json!({"apiVersion": version, "kind": kind});
                         check_kind(&mut other, shape).err().unwrap_or_else(|| refused(error))
                     }
-                    Err(why) if defaults && encoding != Encoding::Protobuf && shape.is_builtin() => {
-                        unrecognized(
-                            body,
-                            shape,
-                            why.message.trim_start_matches("error converting YAML to JSON: "),
-                        )
-                    }
+                    Err(why) if shape.is_builtin() => unrecognized(
+                        body,
+                        shape,
+                        why.message.trim_start_matches("error converting YAML to JSON: "),
+                    ),
                     Err(_) => refused(error),
                 }
             })?;
@@ -201,19 +183,48 @@ fn read(
         }
         None => (codec::decode_any(body, media).map_err(refused)?, Vec::new()),
     };
+    if let Some(version) = read.0["apiVersion"].as_str().filter(|v| v.matches('/').count() > 1)
+        && shape.is_builtin()
+    {
+        return Err(unrecognized(body, shape, &format!("unexpected GroupVersion string: {version}")));
+    }
     check_kind(&mut read.0, shape)?;
     Ok(read)
 }
 
-/// Reads DeleteOptions.
+/// Reads an applied configuration, which gets no defaults.
+pub fn decode_apply(body: &[u8], strictness: Strictness, shape: Shape<'_>) -> Result<Read, Status> {
+    let refused = |e: codec::DecodeError| e.to_status(shape.kind, shape.version);
+    let codec::Decoded { value, complaints } = codec::read_applied(body, strictness).map_err(refused)?;
+    let said = |name: &str| value[name].as_str().unwrap_or_default();
+    let (version, kind) = (said("apiVersion"), said("kind"));
+    if version != api_version(shape.group, shape.version) || kind != shape.kind {
+        let slash = if version.contains('/') { "" } else { "/" };
+        return Err(Status::bad_request(format!("invalid object type: {slash}{version}, Kind={kind}")));
+    }
+    match shape.schema {
+        Some(schema) => Ok((codec::type_applied(&value, schema).map_err(refused)?, complaints)),
+        None => Ok((value, complaints)),
+    }
+}
+
+/// Reads DeleteOptions, which every group has under its own name.
 pub fn decode_options(body: &[u8], encoding: Encoding) -> Result<Value, Status> {
-    let schema = apimachinery::schema::builtin("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions");
-    let refused = |e: codec::DecodeError| e.to_status("DeleteOptions", "v1");
-    match schema {
-        Some(schema) => codec::decode(body, media_type(encoding), schema, Strictness::Ignore)
-            .map(|d| d.value)
-            .map_err(refused),
-        None => codec::decode_any(body, media_type(encoding)).map_err(refused),
+    const NAME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
+    const SCHEME: &str = "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27";
+    let refused = |e: codec::DecodeError| Status::bad_request(e.message);
+    let media = media_type(encoding);
+    let (version, kind) = codec::type_meta(body, media).map_err(refused)?;
+    if !kind.is_empty() && kind != "DeleteOptions" {
+        return Err(Status::bad_request(format!(
+            "no kind {kind:?} is registered for version {version:?} in scheme {SCHEME:?}"
+        )));
+    }
+    match apimachinery::schema::builtin(NAME) {
+        Some(schema) => {
+            codec::decode(body, media, schema, Strictness::Ignore).map(|d| d.value).map_err(refused)
+        }
+        None => codec::decode_any(body, media).map_err(refused),
     }
 }
 
@@ -225,7 +236,10 @@ pub fn apply_patch(old: &Value, patch: &[u8], kind: PatchKind, shape: Shape<'_>)
         (PatchKind::Strategic, Some(schema)) => {
             let patched = patch::strategic_merge_patch(old, patch, schema)?;
             match patch::unrestorable(&patched, schema) {
-                Some(why) => Err(unpatchable(patch::as_go(&patch::parse(patch)?), &why)),
+                Some(why) => {
+                    let patch = serde_json::from_slice(patch).unwrap_or_default();
+                    Err(unpatchable(apimachinery::go::plain(&patch), &why))
+                }
                 None => Ok(patched),
             }
         }
@@ -242,15 +256,50 @@ fn unpatchable(outcome: String, why: &str) -> Status {
     Status::invalid("", "", "", vec![error])
 }
 
-/// Checks a patched object as if it had been sent whole.
-pub fn recheck(mut value: Value, strictness: Strictness, shape: Shape<'_>) -> Result<Read, Status> {
-    check_kind(&mut value, shape)?;
-    match shape.schema {
-        Some(schema) => codec::normalize(&value, schema, strictness)
-            .map(|d| (d.value, d.complaints))
-            .map_err(|e| unpatchable(value.to_string(), &e.message)),
-        None => Ok((value, Vec::new())),
+/// Checks a patched object as if it had been sent whole. A strategic merge is told by the patch, all else by its
+/// outcome.
+pub fn recheck(
+    mut value: Value,
+    patch: &[u8],
+    kind: PatchKind,
+    strictness: Strictness,
+    shape: Shape<'_>,
+) -> Result<Read, Status> {
+    if kind != PatchKind::Strategic && shape.is_builtin() {
+        let said = |name: &str| value[name].as_str().unwrap_or_default();
+        let (version, kind) = (said("apiVersion"), said("kind"));
+        let (group, bare) = version.split_once('/').unwrap_or(("", version));
+        if apimachinery::schema::for_kind(group, bare, kind).is_none()
+            && !version.is_empty()
+            && !kind.is_empty()
+        {
+            let why = not_registered(shape, version, kind);
+            return Err(unpatchable(value.to_string(), &why));
+        }
     }
+    check_kind(&mut value, shape)?;
+    let Some(schema) = shape.schema else { return Ok((value, Vec::new())) };
+    let told = |why: &str| match kind {
+        PatchKind::Strategic => {
+            let patch = serde_json::from_slice(patch).unwrap_or_default();
+            unpatchable(apimachinery::go::plain(&patch), why)
+        }
+        _ => unpatchable(value.to_string(), why),
+    };
+    let mut doubled = match kind {
+        PatchKind::Merge if strictness != Strictness::Ignore => {
+            codec::decode(patch, MediaType::Json, schema, Strictness::Warn)
+                .map(|d| d.complaints.into_iter().filter(|c| c.starts_with("duplicate")).collect())
+                .unwrap_or_default()
+        }
+        _ => Vec::new(),
+    };
+    if strictness == Strictness::Strict && !doubled.is_empty() {
+        return Err(told(&format!("strict decoding error: {}", doubled.join(", "))));
+    }
+    let mut decoded = codec::normalize(&value, schema, strictness).map_err(|e| told(&e.message))?;
+    doubled.append(&mut decoded.complaints);
+    Ok((decoded.value, doubled))
 }
 
 /// Completes an object of the server's own making: kind, version, schema defaults.

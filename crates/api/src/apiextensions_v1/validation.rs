@@ -113,7 +113,7 @@ fn spec_errors(errors: &mut Errors, spec: &Value, old: &Value) {
         errors.invalid(&list, versions.to_vec(), "must contain unique version names");
     }
     if versions.iter().filter(|v| v.flag("storage")).count() != 1 {
-        errors.invalid(&list, versions.to_vec(), "must have exactly one version marked as storage version");
+        errors.invalid(&list, or_null(versions), "must have exactly one version marked as storage version");
     }
     self::names(errors, spec.at("names"));
     conversion(errors, spec.at("conversion"));
@@ -363,11 +363,16 @@ fn structural(errors: &mut Errors, schema: &Value, path: &Path<'_>, depth: usize
     }
 }
 
+/// A list as Go shows it.
+fn or_null(list: &[Value]) -> Value {
+    if list.is_empty() { Value::Null } else { list.to_vec().into() }
+}
+
 fn stored(errors: &mut Errors, definition: &Value) {
     let stored = definition.list("status.storedVersions");
     let path = STATUS.child("storedVersions");
     if stored.is_empty() {
-        errors.invalid(&path, stored.to_vec(), "must have at least one stored version");
+        errors.invalid(&path, or_null(stored), "must have at least one stored version");
         return;
     }
     let versions = definition.list("spec.versions");
@@ -490,6 +495,7 @@ mod tests {
             let got: Vec<String> = definition(&crd).iter().map(ToString::to_string).collect();
             assert_eq!(got, want, "{crd}");
         }
-        assert_eq!(made(|_| {})["status"], json!({"storedVersions": ["v1"]}));
+        let status = json!({"acceptedNames": {"kind": "", "plural": ""}, "conditions": null, "storedVersions": ["v1"]});
+        assert_eq!(made(|_| {})["status"], status);
     }
 }

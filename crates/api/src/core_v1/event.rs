@@ -7,7 +7,7 @@ use crate::path::Path;
 use crate::strategy::Errors;
 use crate::value::{Read, Write};
 
-/// Labels of both groups: they are stored under the core group's names.
+/// Labels of the core group.
 pub const LABELS: &[(&str, &str)] = &[
     ("involvedObject.kind", "involvedObject.kind"),
     ("involvedObject.namespace", "involvedObject.namespace"),
@@ -19,6 +19,13 @@ pub const LABELS: &[(&str, &str)] = &[
     ("reason", "reason"),
     ("reportingComponent", "reportingComponent"),
     ("source", "source"),
+    ("type", "type"),
+    ("metadata.namespace", "metadata.namespace"),
+];
+
+/// Labels of the events' own group, by the core group's names under which they are stored.
+pub const NEW_LABELS: &[(&str, &str)] = &[
+    ("reason", "reason"),
     ("type", "type"),
     ("metadata.namespace", "metadata.namespace"),
     ("regarding.kind", "involvedObject.kind"),
@@ -82,14 +89,32 @@ pub fn validate(event: &Value) -> Errors {
     errors
 }
 
-/// As [`validate`], for events through their own group, which must be of the newer kind.
-pub fn validate_new(event: &Value) -> Errors {
+fn legacy_of_new(event: &Value) -> Errors {
     let mut errors = validate(event);
     for error in &mut errors {
         if error.path == "reportingComponent" {
             error.path = "reportingController".to_owned();
         }
     }
+    errors
+}
+
+fn series(errors: &mut Errors, event: &Value) {
+    if !event.has("series") {
+        return;
+    }
+    if event.int("series.count") < 2 {
+        errors.invalid(&Path::new("series.count"), "", "should be at least 2");
+    }
+    if event.text("series.lastObservedTime").is_empty() {
+        errors.required(&Path::new("series.lastObservedTime"), "");
+    }
+}
+
+/// As [`validate`], for events through their own group, which must be of the newer kind.
+pub fn validate_new(event: &Value) -> Errors {
+    let mut errors = legacy_of_new(event);
+    series(&mut errors, event);
     if !event.has("eventTime") {
         errors.required(&Path::new("eventTime"), "");
     }
@@ -108,9 +133,35 @@ pub fn validate_new(event: &Value) -> Errors {
     if !event.text("source.component").is_empty() || !event.text("source.host").is_empty() {
         errors.invalid(&Path::new("source"), "", "needs to be unset");
     }
-    if event.has("series") && event.int("series.count") < 2 {
-        let series = Path::new("series");
-        errors.invalid(&series.child("count"), "", "should be at least 2");
+    errors
+}
+
+/// Only how often an event was seen may change through its own group.
+pub fn validate_new_update(new: &Value, old: &Value) -> Errors {
+    let mut errors = legacy_of_new(new);
+    if !crate::equality::same_at(new, old, "series") {
+        series(&mut errors, new);
+    }
+    for name in [
+        "involvedObject",
+        "reason",
+        "message",
+        "source",
+        "firstTimestamp",
+        "lastTimestamp",
+        "count",
+        "reason",
+        "type",
+        "eventTime",
+        "action",
+        "related",
+        "reportingComponent",
+        "reportingInstance",
+    ] {
+        if !crate::equality::same_at(new, old, name) {
+            let path = if name == "reportingComponent" { "reportingController" } else { name };
+            errors.immutable(&Path::new(path), new.at(name), old.at(name));
+        }
     }
     errors
 }

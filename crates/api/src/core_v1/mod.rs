@@ -29,19 +29,6 @@ fn replicas(object: &Value) -> Vec<(&'static str, String)> {
     vec![("status.replicas", object.int("status.replicas").to_string())]
 }
 
-pub(crate) fn replicas_field(object: &Value) -> Vec<(&'static str, String)> {
-    replicas(object)
-}
-
-fn name_field(object: &Value) -> Vec<(&'static str, String)> {
-    vec![("name", object.text("metadata.name").to_owned())]
-}
-
-const NAME_LABEL: FieldLabels = FieldLabels {
-    labels: labels!["metadata.name", "metadata.namespace", "name"],
-    error: label_not_supported,
-};
-
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "pods",
@@ -236,8 +223,6 @@ pub static RULES: &[Rules] = &[
         validate_update: persistent_volume::validate_volume_update,
         prepare_for_create: persistent_volume::prepare_for_create,
         namespaced: false,
-        fields: name_field,
-        field_labels: NAME_LABEL,
         ..WITH_STATUS
     },
     Rules {
@@ -251,8 +236,6 @@ pub static RULES: &[Rules] = &[
             claim.put("status.phase", "Pending");
         },
         prepare_for_update: |new, _| persistent_volume::prepare_claim(new),
-        fields: name_field,
-        field_labels: NAME_LABEL,
         ..WITH_STATUS
     },
     Rules { resource: "bindings", ..DEFAULT },

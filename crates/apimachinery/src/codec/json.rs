@@ -60,7 +60,7 @@ pub(super) fn explain(bytes: &[u8], error: &serde_json::Error) -> String {
     }
 }
 
-pub(super) fn kind_of(value: &Value) -> &'static str {
+pub(crate) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

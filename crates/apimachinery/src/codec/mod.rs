@@ -80,19 +80,31 @@ pub struct Decoded {
 #[error("{message}")]
 pub struct DecodeError {
     pub message: String,
-    /// Whether the message stands for itself, as a failure of the server.
-    unknown: bool,
+    says: Says,
+}
+
+/// How an error is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Says {
+    /// As a body that is no object of the kind.
+    OfKind,
+    /// As it is, as a bad request.
+    Plainly,
+    /// As it is, as a failure of the server.
+    Unknown,
 }
 
 impl DecodeError {
     pub fn new(message: impl Into<String>) -> DecodeError {
-        DecodeError { message: message.into(), unknown: false }
+        DecodeError { message: message.into(), says: Says::OfKind }
     }
 
     /// The 400 that upstream answers to a body that is no `kind` of `version`.
     pub fn to_status(&self, kind: &str, version: &str) -> Status {
-        if self.unknown {
-            return Status::unknown(self.message.clone());
+        match self.says {
+            Says::OfKind => {}
+            Says::Plainly => return Status::bad_request(self.message.clone()),
+            Says::Unknown => return Status::unknown(self.message.clone()),
         }
         Status::bad_request(format!(
             "{kind} in version {} cannot be handled as a {kind}: {}",
@@ -109,49 +121,66 @@ pub fn decode(
     schema: &Schema,
     strictness: Strictness,
 ) -> Result<Decoded, DecodeError> {
-    decode_with(bytes, media_type, schema, strictness, true)
+    let decoded = match media_type {
+        MediaType::Json => json::decode(bytes, schema, strictness != Strictness::Ignore, true)?,
+        MediaType::Yaml => {
+            let (json, mut complaints) = yaml::to_json(bytes)?;
+            let mut decoded = json::decode(&json, schema, strictness != Strictness::Ignore, true)?;
+            if strictness == Strictness::Warn {
+                complaints.iter_mut().for_each(|c| *c = c.replace("yaml: unmarshal errors:\n  ", ""));
+            }
+            if strictness != Strictness::Ignore {
+                complaints.append(&mut decoded.complaints);
+                decoded.complaints = complaints;
+            }
+            decoded
+        }
+        MediaType::Protobuf => Decoded { value: protobuf::decode(bytes, schema)?, complaints: vec![] },
+    };
+    if strictness == Strictness::Strict && !decoded.complaints.is_empty() {
+        return Err(DecodeError::new(format!("strict decoding error: {}", decoded.complaints.join(", "))));
+    }
+    Ok(decoded)
 }
 
-/// As [`decode`], but values stay as they were written: zero values are neither dropped nor added. What an applied
-/// configuration mentions matters, not what it amounts to.
-///
-/// Unknown fields are errors whatever the strictness, since nobody could own them.
-pub fn decode_applied(
-    bytes: &[u8],
-    media_type: MediaType,
-    schema: &Schema,
-    strictness: Strictness,
-) -> Result<Decoded, DecodeError> {
-    let mut decoded = decode_with(bytes, media_type, schema, Strictness::Warn, false)?;
-    let undeclared: Vec<String> = decoded
-        .complaints
-        .iter()
-        .filter_map(|c| c.strip_prefix("unknown field \"")?.strip_suffix('"'))
-        .map(|path| format!(".{path}: field not declared in schema"))
-        .collect();
-    if !undeclared.is_empty() {
-        let message = match &undeclared[..] {
-            [one] => one.clone(),
-            many => format!("errors:\n  {}", many.join("\n  ")),
-        };
-        let message =
-            format!("failed to create typed patch object ({}): {message}", described(&decoded.value));
-        return Err(DecodeError { message, unknown: true });
+/// Reads an applied configuration of whatever kind; also answers what was wrong with it but could be dropped.
+pub fn read_applied(bytes: &[u8], strictness: Strictness) -> Result<Decoded, DecodeError> {
+    let refused = |why: String| DecodeError { message: why, says: Says::Plainly };
+    let (json, mut complaints) =
+        yaml::to_json(bytes).map_err(|e| refused(format!("error decoding YAML: {e}")))?;
+    if strictness == Strictness::Strict && !complaints.is_empty() {
+        let why =
+            format!("error strict decoding YAML: error converting YAML to JSON: {}", complaints.join(", "));
+        return Err(refused(why));
     }
-    match strictness {
-        Strictness::Strict if !decoded.complaints.is_empty() => {
-            Err(DecodeError::new(format!("error strict decoding YAML: {}", decoded.complaints.join(", "))))
-        }
-        Strictness::Ignore => {
-            decoded.complaints.clear();
-            Ok(decoded)
-        }
-        _ => Ok(decoded),
+    if strictness == Strictness::Ignore {
+        complaints.clear();
     }
+    let decoding = |why: String| {
+        refused(format!("error decoding YAML: error unmarshaling JSON: while decoding JSON: {why}"))
+    };
+    match json::decode_any(&json).map_err(|e| decoding(e.message))? {
+        value @ Value::Object(_) => Ok(Decoded { value, complaints }),
+        Value::Null => Ok(Decoded { value: Value::Object(Default::default()), complaints }),
+        other => Err(decoding(format!(
+            "json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+            json::kind_of(&other)
+        ))),
+    }
+}
+
+/// An applied configuration of a type: values stay as they were written, zero values are neither dropped nor added.
+/// What it mentions matters, not what that amounts to. Unknown fields are errors, since nobody could own them.
+pub fn type_applied(config: &Value, schema: &Schema) -> Result<Value, DecodeError> {
+    crate::managed_fields::typed::check(config, schema).map_err(|why| DecodeError {
+        message: format!("failed to create typed patch object ({}): {why}", described(config)),
+        says: Says::Unknown,
+    })?;
+    Ok(json::decode(&encode_json(config), schema, false, false)?.value)
 }
 
 /// `namespace/name; group/version, Kind=kind`, as upstream names an object in errors of applying.
-pub(crate) fn described(object: &Value) -> String {
+fn described(object: &Value) -> String {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
     let version = text("/apiVersion");
     let slash = if version.contains('/') { "" } else { "/" };
@@ -166,32 +195,6 @@ pub(crate) fn described(object: &Value) -> String {
 /// Brings a value that was put together otherwise (by a patch, by a webhook) into the form [`decode`] answers.
 pub fn normalize(value: &Value, schema: &Schema, strictness: Strictness) -> Result<Decoded, DecodeError> {
     decode(&encode_json(value), MediaType::Json, schema, strictness)
-}
-
-fn decode_with(
-    bytes: &[u8],
-    media_type: MediaType,
-    schema: &Schema,
-    strictness: Strictness,
-    canonical: bool,
-) -> Result<Decoded, DecodeError> {
-    let decoded = match media_type {
-        MediaType::Json => json::decode(bytes, schema, strictness != Strictness::Ignore, canonical)?,
-        MediaType::Yaml => {
-            let (json, mut complaints) = yaml::to_json(bytes)?;
-            let mut decoded = json::decode(&json, schema, strictness != Strictness::Ignore, canonical)?;
-            if strictness != Strictness::Ignore {
-                complaints.append(&mut decoded.complaints);
-                decoded.complaints = complaints;
-            }
-            decoded
-        }
-        MediaType::Protobuf => Decoded { value: protobuf::decode(bytes, schema)?, complaints: vec![] },
-    };
-    if strictness == Strictness::Strict && !decoded.complaints.is_empty() {
-        return Err(DecodeError::new(format!("strict decoding error: {}", decoded.complaints.join(", "))));
-    }
-    Ok(decoded)
 }
 
 /// Any JSON or YAML, without a schema.
@@ -361,27 +364,55 @@ mod tests {
         let schema = schema::for_kind("", "v1", "Pod").unwrap();
         let text = br#"{"spec":{"hostNetwork":false},"a":1,"b":2}"#;
         let error = decode(text, MediaType::Json, schema, Strictness::Strict).unwrap_err();
-        let undeclared = decode_applied(text, MediaType::Yaml, schema, Strictness::Ignore).unwrap_err();
-        assert_eq!(
-            undeclared.message,
-            "failed to create typed patch object (/; /, Kind=): errors:\n  .a: field not declared in schema\n  .b: field \
-             not declared in schema"
-        );
-        assert_eq!(undeclared.to_status("Pod", "v1").code, 500);
-        let twice = decode_applied(
-            b"spec:\n  nodeName: a\n  nodeName: b\n",
-            MediaType::Yaml,
-            schema,
-            Strictness::Strict,
-        );
-        assert_eq!(
-            twice.unwrap_err().message,
-            "error strict decoding YAML: yaml: unmarshal errors:\n  line 3: key \"nodeName\" already set in map"
-        );
-        let text = br#"{"spec":{"hostNetwork":false}}"#;
         assert_eq!(error.message, r#"strict decoding error: unknown field "a", unknown field "b""#);
-        let applied = decode_applied(text, MediaType::Yaml, schema, Strictness::Ignore).unwrap();
-        assert_eq!((applied.value, applied.complaints), (json!({"spec": {"hostNetwork": false}}), vec![]));
+        let apply = |text: &str, strictness| {
+            let read = read_applied(text.as_bytes(), strictness)?;
+            type_applied(&read.value, schema)
+        };
+        for (text, code, message) in [
+            (
+                r#"{"spec":{"hostNetwork":false},"a":1,"b":2}"#,
+                500,
+                "failed to create typed patch object (/; /, Kind=): errors:\n  .a: field not declared in schema\n  .b: \
+                 field not declared in schema",
+            ),
+            (
+                "metadata: {name: x}\nspec: [a, b]\n",
+                500,
+                "failed to create typed patch object (/x; /, Kind=): .spec: expected map, got &{[a b]}",
+            ),
+            (
+                "spec: {nodeName: 1}",
+                500,
+                "failed to create typed patch object (/; /, Kind=): .spec.nodeName: expected string, got \
+                 &value.valueUnstructured{Value:1}",
+            ),
+            (
+                "spec: {containers: [{name: a, ports: [{containerPort: 1}, {containerPort: 1}]}]}",
+                500,
+                "failed to create typed patch object (/; /, Kind=): .spec.containers[name=\"a\"].ports: duplicate \
+                 entries for key [containerPort=1,protocol=\"TCP\"]",
+            ),
+            (
+                "spec:\n  nodeName: a\n  nodeName: b\n",
+                400,
+                "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  line 3: key \
+                 \"nodeName\" already set in map",
+            ),
+            (
+                "[]",
+                400,
+                "error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal array into \
+                 Go value of type map[string]interface {}",
+            ),
+        ] {
+            let status = apply(text, Strictness::Strict).unwrap_err().to_status("Pod", "v1");
+            assert_eq!((status.code, status.message.as_str()), (code, message));
+        }
+        let applied = apply(r#"{"spec":{"hostNetwork":false}}"#, Strictness::Ignore).unwrap();
+        assert_eq!(applied, json!({"spec": {"hostNetwork": false}}));
+        let keyless = apply("spec: {containers: [{image: i}]}", Strictness::Ignore).unwrap();
+        assert_eq!(keyless, json!({"spec": {"containers": [{"image": "i"}]}}));
         assert_eq!(
             error.to_status("Pod", "v1").message,
             "Pod in version \"v1\" cannot be handled as a Pod: strict decoding error: unknown field \"a\", unknown \

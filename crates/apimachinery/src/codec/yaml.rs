@@ -13,20 +13,68 @@ pub fn to_json(bytes: &[u8]) -> Result<(Vec<u8>, Vec<String>), DecodeError> {
         return Ok((bytes.to_vec(), vec![]));
     }
     let text = String::from_utf8_lossy(bytes);
+    let text = first_document(&text);
     let parse = |policy| {
         let options = serde_saphyr::options! { duplicate_keys: policy, with_snippet: false };
-        serde_saphyr::from_str_with_options::<Value>(&text, options)
+        serde_saphyr::from_str_with_options::<Value>(text, options)
     };
     let (value, complaints) = match parse(serde_saphyr::DuplicateKeyPolicy::Error) {
         Ok(value) => (value, vec![]),
         Err(first) => match parse(serde_saphyr::DuplicateKeyPolicy::LastWins) {
             Ok(value) => (value, vec![format!("yaml: unmarshal errors:\n  {}", repeated_key(&first))]),
             Err(e) => {
-                return Err(DecodeError::new(format!("error converting YAML to JSON: yaml: {e}")));
+                let why = explain(text, &e);
+                return Err(DecodeError::new(format!("error converting YAML to JSON: yaml: {why}")));
             }
         },
     };
     Ok((super::encode_json(&value), complaints))
+}
+
+/// Only the first document of a stream counts.
+fn first_document(text: &str) -> &str {
+    let mut at = 0;
+    let mut begun = false;
+    for line in text.split_inclusive('\n') {
+        let mark = |mark: &str| {
+            line.strip_prefix(mark).is_some_and(|r| r.is_empty() || r.starts_with([' ', '\t', '\r', '\n']))
+        };
+        if begun && (mark("---") || mark("...")) {
+            return &text[..at];
+        }
+        let bare = line.trim();
+        begun |= mark("---") || !bare.is_empty() && !bare.starts_with(['#', '%']);
+        at += line.len();
+    }
+    text
+}
+
+/// What is wrong, in the words of upstream's parser where the case is a common one.
+fn explain(text: &str, error: &serde_saphyr::Error) -> String {
+    let said = error.to_string();
+    let place = |name: &str| -> Option<usize> {
+        said.rsplit_once(name)?.1.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
+    };
+    let (Some(line), Some(column)) = (place("line "), place("column ")) else { return said };
+    let rest = || -> String {
+        let at = text.lines().nth(line - 1).unwrap_or_default();
+        at.chars().skip(column.saturating_sub(1)).collect()
+    };
+    if said.contains("unknown anchor") {
+        let name: String =
+            rest().trim_start_matches('*').chars().take_while(|c| c.is_alphanumeric()).collect();
+        return format!("unknown anchor '{name}' referenced");
+    }
+    if said.contains("unclosed bracket") {
+        let closing = if said.contains('[') { ']' } else { '}' };
+        let empty = text.trim_end().ends_with(['[', '{', ',']);
+        let wanted = if empty { "node content".to_owned() } else { format!("',' or '{closing}'") };
+        return format!("line {line}: did not find expected {wanted}");
+    }
+    if said.contains("found a tab") {
+        return format!("line {}: found a tab character that violates indentation", line + 1);
+    }
+    said
 }
 
 /// A parser's complaint about a repeated key, in upstream's words.
@@ -62,7 +110,22 @@ mod tests {
         ] {
             assert_eq!(String::from_utf8(to_json(yaml.as_bytes()).unwrap().0).unwrap(), json);
         }
-        assert!(to_json(b"a: [").is_err());
+        for (yaml, why) in [
+            ("a: [", "line 1: did not find expected node content"),
+            ("a: [v1\n", "line 1: did not find expected ',' or ']'"),
+            ("a: *x\n", "unknown anchor 'x' referenced"),
+            ("a: v1\n\tb: c\n", "line 2: found a tab character that violates indentation"),
+        ] {
+            let error = to_json(yaml.as_bytes()).unwrap_err().message;
+            assert_eq!(error, format!("error converting YAML to JSON: yaml: {why}"));
+        }
+        for (yaml, json) in [
+            ("a: 1\n---\nb: [\n", r#"{"a":1}"#),
+            ("# x\n---\na: 1\n...\n", r#"{"a":1}"#),
+            ("a: ---x\n", r#"{"a":"---x"}"#),
+        ] {
+            assert_eq!(String::from_utf8(to_json(yaml.as_bytes()).unwrap().0).unwrap(), json);
+        }
         let (json, complaints) = to_json(b"a: 1\na: 2\n").unwrap();
         assert_eq!((json, complaints.len()), (br#"{"a":2}"#.to_vec(), 1));
     }

@@ -206,7 +206,6 @@ fn whole(
     reset: Option<&Set>,
 ) -> Result<bool, Unusual> {
     match (walk::shape(schema, value), value) {
-        (_, Value::Null) => Ok(false),
         (Shape::Object(schema), Value::Object(object)) => {
             let mut node = Node::begin(out, true);
             let is_meta = schema.is_some_and(walk::is_object_meta);
@@ -259,7 +258,9 @@ fn changed(
     schema: Option<&Schema>,
     reset: Option<&Set>,
 ) -> Result<bool, Unusual> {
-    let Some(old) = old else { return whole(out, new, schema, reset) };
+    let Some(old) = old else {
+        return if new.is_null() { Ok(false) } else { whole(out, new, schema, reset) };
+    };
     if old == new {
         return Ok(false);
     }

@@ -9,6 +9,7 @@ mod created;
 pub mod set;
 #[cfg(test)]
 mod tests;
+pub mod typed;
 mod walk;
 
 pub use walk::merge;
@@ -369,7 +370,7 @@ fn cap(managers: &mut Vec<Entry>) {
     });
 }
 
-/// Server-side apply: `config` (decoded with [`crate::codec::decode_applied`]) laid over `live` (`None` creates).
+/// Server-side apply: `config` (decoded with [`crate::codec::type_applied`]) laid over `live` (`None` creates).
 /// Answers the new object with its managed fields; equal to `live` when nothing changes.
 pub fn apply(
     live: Option<&Value>,
@@ -400,9 +401,7 @@ pub fn apply(
         let first = Writer { manager: "before-first-apply", reset_fields: &[], ..*writer };
         give_changes(&mut managers, &schema.blank(), &base, schema, &first, true);
     }
-    let merged = walk::merge(&base, config, schema).map_err(|e| {
-        Status::unknown(format!("failed to create typed patch object ({}): {e}", codec::described(config)))
-    })?;
+    let merged = walk::merge(&base, config, schema);
 
     let mut own = walk::fields_of(config, Some(schema));
     set::subtract_trees(&mut own, &reset_set(writer.reset_fields));

@@ -33,12 +33,7 @@ pub(super) fn shape<'s>(schema: Option<&'s Schema>, value: &Value) -> Shape<'s> 
         (Kind::List(_, ListType::Set), Value::Array(_)) => Shape::Set,
         (Kind::List(items, ListType::Map(keys)), Value::Array(_)) => Shape::Keyed(items, keys),
         (
-            Kind::Any
-            | Kind::Raw
-            | Kind::FieldsV1
-            | Kind::SchemaOrArray
-            | Kind::SchemaOrBool
-            | Kind::SchemaOrStringArray,
+            Kind::Any | Kind::FieldsV1 | Kind::SchemaOrArray | Kind::SchemaOrBool | Kind::SchemaOrStringArray,
             Value::Object(_),
         ) => Shape::Object(None),
         _ => Shape::Leaf,
@@ -83,7 +78,9 @@ fn key_element(item: &Value, items: &Schema, keys: &[Cow<'static, str>]) -> Opti
     let mut parts: SmallVec<[(&str, Cow<'_, Value>); 2]> = SmallVec::new();
     for key in keys {
         let value = match item.get(&**key) {
-            Some(Value::Null) | None => items.field(key).and_then(|f| f.default()).map(Cow::Owned),
+            Some(Value::Null) | None => {
+                items.field(key).and_then(|f| f.default().or_else(|| f.zero())).map(Cow::Owned)
+            }
             Some(value) => Some(Cow::Borrowed(value)),
         };
         if let Some(value) = value {
@@ -211,10 +208,7 @@ impl Comparison {
 
 /// The node of a value that one of two objects does not have at all: every field below it, itself included. `None` for
 /// null, which is nothing.
-fn whole_node(value: &Value, schema: Option<&Schema>) -> Option<Set> {
-    if value.is_null() {
-        return None;
-    }
+fn whole_node(value: &Value, schema: Option<&Schema>) -> Set {
     // Sorts before every element; alone it is left out.
     let own = || (set::SELF.to_owned(), Value::Object(Set::new()));
     let below: Vec<(String, Value)> = match (shape(schema, value), value) {
@@ -226,9 +220,8 @@ fn whole_node(value: &Value, schema: Option<&Schema>) -> Option<Set> {
                 if is_meta && name == "managedFields" {
                     continue;
                 }
-                if let Some(node) = whole_node(value, member(schema, name).0) {
-                    below.push((field_element(name), Value::Object(node)));
-                }
+                let node = whole_node(value, member(schema, name).0);
+                below.push((field_element(name), Value::Object(node)));
             }
             below
         }
@@ -236,9 +229,7 @@ fn whole_node(value: &Value, schema: Option<&Schema>) -> Option<Set> {
             let mut below = Vec::with_capacity(list.len() + 1);
             below.push(own());
             for (element, value, schema) in elements(shape, list) {
-                if let Some(node) = whole_node(value, schema) {
-                    below.push((element, Value::Object(node)));
-                }
+                below.push((element, Value::Object(whole_node(value, schema))));
             }
             below.sort_by(|(a, _), (b, _)| a.cmp(b));
             // Duplicates are owned as one.
@@ -251,9 +242,9 @@ fn whole_node(value: &Value, schema: Option<&Schema>) -> Option<Set> {
             });
             below
         }
-        _ => return Some(Set::new()),
+        _ => return Set::new(),
     };
-    Some(if below.len() > 1 { below.into_iter().collect() } else { Set::new() })
+    if below.len() > 1 { below.into_iter().collect() } else { Set::new() }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -274,20 +265,17 @@ fn differ(old: Option<&Value>, new: Option<&Value>, schema: Option<&Schema>) -> 
         (None, None) => return (Membership::Same, out),
         (Some(_), Some(_)) => Membership::Modified,
         (Some(one), None) | (None, Some(one)) => {
-            let membership = match (whole_node(one, schema), old) {
-                (None, _) => return (Membership::Same, out),
-                (Some(mut node), Some(_)) => {
-                    node.remove(set::SELF);
-                    out.removed = node;
-                    Membership::Removed
-                }
-                (Some(mut node), None) => {
-                    node.remove(set::SELF);
-                    out.added = node;
-                    Membership::Added
-                }
-            };
-            return (membership, out);
+            if one.is_null() {
+                return (Membership::Same, out);
+            }
+            let mut node = whole_node(one, schema);
+            node.remove(set::SELF);
+            if old.is_some() {
+                out.removed = node;
+                return (Membership::Removed, out);
+            }
+            out.added = node;
+            return (Membership::Added, out);
         }
     };
     let Some(some) = new.filter(|v| !v.is_null()).or(old) else { return (Membership::Same, out) };
@@ -357,19 +345,14 @@ fn differ(old: Option<&Value>, new: Option<&Value>, schema: Option<&Schema>) -> 
 }
 
 /// `config` laid over `live`.
-pub fn merge(live: &Value, config: &Value, schema: &Schema) -> Result<Value, String> {
-    overlay(Some(live), Some(config), Some(schema), "")
+pub fn merge(live: &Value, config: &Value, schema: &Schema) -> Value {
+    overlay(Some(live), Some(config), Some(schema))
 }
 
-fn overlay(
-    live: Option<&Value>,
-    config: Option<&Value>,
-    schema: Option<&Schema>,
-    path: &str,
-) -> Result<Value, String> {
+fn overlay(live: Option<&Value>, config: Option<&Value>, schema: Option<&Schema>) -> Value {
     let (live, config) = match (live, config) {
-        (None, None) => return Ok(Value::Null),
-        (Some(live), None) => return Ok(live.clone()),
+        (None, None) => return Value::Null,
+        (Some(live), None) => return live.clone(),
         (None, Some(config)) => (&Value::Null, config),
         (Some(live), Some(config)) => (live, config),
     };
@@ -377,47 +360,25 @@ fn overlay(
         (Shape::Object(schema), Value::Object(theirs)) => {
             let mut out = live.as_object().cloned().unwrap_or_default();
             for (name, value) in theirs {
-                let path = format!("{path}.{name}");
-                let merged = overlay(out.get(name), Some(value), member(schema, name).0, &path)?;
+                let merged = overlay(out.get(name), Some(value), member(schema, name).0);
                 out.insert(name.clone(), merged);
             }
-            Ok(Value::Object(out))
+            Value::Object(out)
         }
         (shape @ (Shape::Set | Shape::Keyed(..)), Value::Array(theirs)) => {
             let ours = live.as_array().map_or(&[][..], Vec::as_slice);
-            overlay_list(shape, ours, theirs, path)
+            overlay_list(shape, ours, theirs)
         }
-        _ => Ok(config.clone()),
+        _ => config.clone(),
     }
 }
 
 /// Elements of both lists: the live ones in their place, the applied ones in the order they were applied in.
-fn overlay_list(shape: Shape<'_>, ours: &[Value], theirs: &[Value], path: &str) -> Result<Value, String> {
+fn overlay_list(shape: Shape<'_>, ours: &[Value], theirs: &[Value]) -> Value {
     let ours = elements(shape, ours);
     let applied = elements(shape, theirs);
-    if applied.len() != theirs.len()
-        && let Shape::Keyed(_, keys) = shape
-    {
-        let at = theirs
-            .iter()
-            .position(
-                |item| matches!(shape, Shape::Keyed(items, keys) if key_element(item, items, keys).is_none()),
-            )
-            .unwrap_or_default();
-        return Err(format!(
-            "{path}: element {at}: associative list with keys has an element that omits key field {:?} (and doesn't \
-             have default value)",
-            keys.first().map_or("", |k| k)
-        ));
-    }
-    for (i, (element, ..)) in applied.iter().enumerate() {
-        if applied[..i].iter().any(|(e, ..)| e == element) {
-            let shown = set::paths(&[(element.clone(), Value::Object(Map::new()))].into_iter().collect());
-            return Err(format!("{path}: duplicate entries for key {}", shown.join("")));
-        }
-    }
     let in_applied = |element: &str| applied.iter().any(|(e, ..)| e == element);
-    let merged = |element: &str| -> Result<Value, String> {
+    let merged = |element: &str| -> Value {
         let mut same = ours.iter().filter(|(e, ..)| e == element);
         let ours = match (same.next(), same.next()) {
             (Some((_, value, _)), None) => Some(*value),
@@ -425,9 +386,9 @@ fn overlay_list(shape: Shape<'_>, ours: &[Value], theirs: &[Value], path: &str) 
         };
         let theirs = applied.iter().find(|(e, ..)| e == element);
         match theirs {
-            Some((_, theirs, Some(schema))) => overlay(ours, Some(theirs), Some(schema), path),
-            Some((_, theirs, None)) => Ok((*theirs).clone()),
-            None => Ok(ours.cloned().unwrap_or_default()),
+            Some((_, theirs, Some(schema))) => overlay(ours, Some(theirs), Some(schema)),
+            Some((_, theirs, None)) => (*theirs).clone(),
+            None => ours.cloned().unwrap_or_default(),
         }
     };
     let mut out = Vec::with_capacity(ours.len().max(applied.len()));
@@ -440,7 +401,7 @@ fn overlay_list(shape: Shape<'_>, ours: &[Value], theirs: &[Value], path: &str) 
         // Everything applied up to and including this element comes now, unless it has come already.
         if next.clone().any(|(e, ..)| e == element) {
             for (e, ..) in next.by_ref() {
-                out.push(merged(e)?);
+                out.push(merged(e));
                 if e == element {
                     break;
                 }
@@ -448,9 +409,9 @@ fn overlay_list(shape: Shape<'_>, ours: &[Value], theirs: &[Value], path: &str) 
         }
     }
     for (e, ..) in next {
-        out.push(merged(e)?);
+        out.push(merged(e));
     }
-    Ok(Value::Array(out))
+    Value::Array(out)
 }
 
 /// `value` without the fields of `gone`.

@@ -199,21 +199,6 @@ fn description<'a>(facts: &'a Facts, owner: &str, field: &Field) -> &'a str {
     }
 }
 
-/// What Go's zero value is, for the fields that always have a value.
-fn zero(field: &Field) -> Option<Value> {
-    if field.pointer() {
-        return None;
-    }
-    match field.schema.kind {
-        Kind::Object(_) if !field.schema.name.is_empty() => Some(json!({})),
-        _ if field.omit_empty() => None,
-        Kind::String => Some("".into()),
-        Kind::Bool => Some(false.into()),
-        Kind::Int32 | Kind::Int64 | Kind::Double => Some(0.into()),
-        _ => None,
-    }
-}
-
 fn property(flavor: Flavor, facts: &Facts, owner: &str, field: &Field) -> Value {
     let mut out = inline(flavor, &field.schema, true);
     let fact = facts.of(owner, &field.name);
@@ -227,7 +212,7 @@ fn property(flavor: Flavor, facts: &Facts, owner: &str, field: &Field) -> Value 
         }
         out.insert("description".into(), description.into());
     }
-    let beyond = || fact.and_then(|f| f.default.clone()).or_else(|| zero(field));
+    let beyond = || fact.and_then(|f| f.default.clone()).or_else(|| field.zero());
     if flavor == Flavor::V3
         && let Some(default) = field.default().or_else(beyond)
     {

@@ -461,8 +461,9 @@ fn merged(object: &Value, mut configuration: Value, presented: &Presented) -> Re
     for field in ["apiVersion", "kind"] {
         configuration[field] = object[field].clone();
     }
-    managed_fields::merge(object, &configuration, schema)
-        .map_err(|why| format!("error applying patch: failed to merge patch: {why}"))
+    managed_fields::typed::check(&configuration, schema)
+        .map_err(|why| format!("error applying patch: failed to merge patch: {why}"))?;
+    Ok(managed_fields::merge(object, &configuration, schema))
 }
 
 /// The paths of atomic values in a configuration: laying one over an object would remove what it leaves out.

@@ -389,8 +389,8 @@ fn aggregate(table: &Table, remote: &[aggregation::Version], named_groups: bool)
 }
 
 fn aggregate_resource(entry: &Entry) -> Value {
-    let kind =
-        |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    // Upstream leaves out the version of the core group.
+    let kind = |group: &str, version: &str, kind: &str| json!({"group": group, "version": if group.is_empty() { "" } else { version }, "kind": kind});
     let mut value = json!({
         "resource": entry.resource,
         "responseKind": kind(&entry.group, &entry.version, &entry.kind),

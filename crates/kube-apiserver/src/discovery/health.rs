@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use http::{Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode, header};
 
 use crate::http::Body;
 use crate::http::respond;
@@ -12,32 +12,71 @@ use crate::server::Server;
 /// One part of the server's health: its name and, when something is wrong, what.
 type Check = (&'static str, Result<(), String>);
 
+/// What is started with the server, under the names upstream has for it: before and after the store is waited for.
+const HOOKS: [&str; 31] = [
+    "poststarthook/start-apiserver-admission-initializer",
+    "poststarthook/generic-apiserver-start-informers",
+    "poststarthook/priority-and-fairness-config-consumer",
+    "poststarthook/priority-and-fairness-filter",
+    "poststarthook/storage-object-count-tracker-hook",
+    "poststarthook/start-apiextensions-informers",
+    "poststarthook/start-apiextensions-controllers",
+    "poststarthook/crd-informer-synced",
+    "poststarthook/start-system-namespaces-controller",
+    "poststarthook/peer-endpoint-reconciler-controller",
+    "poststarthook/start-cluster-authentication-info-controller",
+    "poststarthook/start-kube-apiserver-identity-lease-controller",
+    "poststarthook/start-kube-apiserver-identity-lease-garbage-collector",
+    "poststarthook/storage-readiness",
+    "poststarthook/start-legacy-token-tracking-controller",
+    "poststarthook/start-service-ip-repair-controllers",
+    "poststarthook/rbac/bootstrap-roles",
+    "poststarthook/scheduling/bootstrap-system-priority-classes",
+    "poststarthook/priority-and-fairness-config-producer",
+    "poststarthook/bootstrap-controller",
+    "poststarthook/start-kubernetes-service-cidr-controller",
+    "poststarthook/start-kube-aggregator-informers",
+    "poststarthook/apiservice-status-local-available-controller",
+    "poststarthook/apiservice-status-remote-available-controller",
+    "poststarthook/apiservice-registration-controller",
+    "poststarthook/apiservice-wait-for-first-sync",
+    "poststarthook/apiservice-discovery-controller",
+    "poststarthook/kube-apiserver-autoregistration",
+    "autoregister-completion",
+    "poststarthook/apiservice-openapi-controller",
+    "poststarthook/apiservice-openapiv3-controller",
+];
+
+/// The checks of an endpoint, in the order they are told.
+fn names(endpoint: &str) -> impl Iterator<Item = &'static str> {
+    let (first, last): (&[&str], &[&str]) = match endpoint {
+        "readyz" => (&["ping", "log", "informer-sync"], &["shutdown"]),
+        _ => (&["ping", "log", "loopback-serving-certificate", "etcd"], &[]),
+    };
+    first.iter().chain(&HOOKS).chain(last).copied()
+}
+
+/// Where the checks are found, for `/`.
+pub fn paths() -> Vec<String> {
+    let of = |endpoint: &'static str| names(endpoint).map(move |name| format!("/{endpoint}/{name}"));
+    ["healthz", "livez", "readyz"].into_iter().flat_map(of).collect()
+}
+
 fn checks(server: &Server, endpoint: &str) -> Vec<Check> {
-    let synced = || {
-        if server.registry.cache.synced() {
-            Ok(())
-        } else {
-            Err("the watch caches are not filled yet".to_owned())
-        }
+    let synced = server.registry.cache.synced();
+    let check = |name: &'static str| {
+        let (well, why) = match name {
+            "ping" | "log" | "loopback-serving-certificate" => (true, ""),
+            "etcd" | "informer-sync" | "poststarthook/storage-readiness" => {
+                (synced, "the watch caches are not filled yet")
+            }
+            "shutdown" => (!server.registry.is_ending(), "process is shutting down"),
+            // A server that lives may still be starting.
+            _ => (endpoint == "livez" || server.registry.is_started(), "not finished"),
+        };
+        (name, if well { Ok(()) } else { Err(why.to_owned()) })
     };
-    let started = || {
-        if server.registry.is_started() { Ok(()) } else { Err("not finished".to_owned()) }
-    };
-    let mut all = vec![("ping", Ok(())), ("log", Ok(())), ("etcd", synced())];
-    if endpoint == "readyz" {
-        all.push(("etcd-readiness", synced()));
-        all.push(("informer-sync", synced()));
-    }
-    if endpoint != "livez" {
-        all.push(("poststarthook/rbac/bootstrap-roles", started()));
-        all.push(("poststarthook/scheduling/bootstrap-system-priority-classes", started()));
-        all.push(("poststarthook/start-system-namespaces-controller", started()));
-    }
-    if endpoint == "readyz" {
-        let ending = server.registry.is_ending();
-        all.push(("shutdown", if ending { Err("process is shutting down".to_owned()) } else { Ok(()) }));
-    }
-    all
+    names(endpoint).map(check).collect()
 }
 
 /// Whether the server is ready to be asked.
@@ -46,6 +85,13 @@ pub fn ready(server: &Server) -> bool {
 }
 
 pub fn serve(server: &Server, call: &Call, endpoint: &str, rest: &[&str]) -> Response<Body> {
+    let mut response = told(server, call, endpoint, rest);
+    let sniff = HeaderValue::from_static("nosniff");
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, sniff);
+    response
+}
+
+fn told(server: &Server, call: &Call, endpoint: &str, rest: &[&str]) -> Response<Body> {
     let excluded: Vec<&str> = call.query.all("exclude").collect();
     let mut all = checks(server, endpoint);
     if !rest.is_empty() {

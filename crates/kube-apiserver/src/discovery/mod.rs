@@ -7,7 +7,7 @@ pub mod openapi;
 use std::sync::Arc;
 
 use apimachinery::status::Status;
-use http::{Method, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode};
 use serde_json::json;
 
 use crate::http::Body;
@@ -43,11 +43,14 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
             let mut paths: Vec<String> = [
                 "/api",
                 "/apis",
+                "/apis/",
                 "/healthz",
                 "/livez",
                 "/metrics",
                 "/openapi/v2",
                 "/openapi/v3",
+                "/openapi/v3/",
+                "/openid/v1/jwks",
                 "/readyz",
                 "/version",
                 "/.well-known/openid-configuration",
@@ -61,6 +64,7 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
                 }
                 paths.extend(versions.keys().map(|v| format!("{base}/{v}")));
             }
+            paths.extend(health::paths());
             paths.sort();
             let accept = negotiation::Accept { pretty: true, ..Default::default() };
             Ok(respond::value(StatusCode::OK, &json!({"paths": paths}), accept))
@@ -86,20 +90,34 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
         }
         [".well-known", "openid-configuration"] => {
             match server.registry.policy()?.reviews.openid_configuration() {
-                Some(value) => Ok(respond::value(StatusCode::OK, &value, Default::default())),
+                Some(value) => Ok(for_an_hour(respond::value(StatusCode::OK, &value, Default::default()))),
                 None => Err(Status::no_such_resource()),
             }
+        }
+        ["openid", "v1", "jwks"]
+            if !negotiation::is_routable(&negotiation::accept_header(&call.headers), &[KEY_SET]) =>
+        {
+            Err(Status::not_routable(&[KEY_SET]))
         }
         ["openid", "v1", "jwks"] => match server.registry.policy()?.reviews.jwks() {
             Some(value) => {
                 let bytes = serde_json::to_vec(&value).unwrap_or_default();
-                Ok(respond::bytes_response(StatusCode::OK, "application/jwk-set+json", bytes))
+                Ok(for_an_hour(respond::bytes_response(StatusCode::OK, KEY_SET, bytes)))
             }
             None => Err(Status::no_such_resource()),
         },
-        ["api", ..] => Err(Status::no_such_resource()),
+        ["api" | "version", ..] => Err(Status::no_such_resource()),
         _ => Ok(no_such_page()),
     }
+}
+
+const KEY_SET: &str = "application/jwk-set+json";
+
+/// What changes so rarely that clients may keep it.
+fn for_an_hour(mut response: Response<Body>) -> Response<Body> {
+    let header = HeaderValue::from_static("public, max-age=3600");
+    response.headers_mut().insert(http::header::CACHE_CONTROL, header);
+    response
 }
 
 /// The answer for a path that no part of the server has claimed.

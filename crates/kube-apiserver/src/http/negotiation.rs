@@ -45,6 +45,17 @@ pub struct Accept {
     pub encoding: Encoding,
     pub view: View,
     pub pretty: bool,
+    /// Whether the view is asked for in its version of old, `meta.k8s.io/v1beta1`.
+    pub beta: bool,
+    /// Whether metadata is asked for as a list.
+    pub list: bool,
+}
+
+impl Accept {
+    /// The API version of tables and metadata.
+    pub fn view_version(self) -> &'static str {
+        if self.beta { "meta.k8s.io/v1beta1" } else { "meta.k8s.io/v1" }
+    }
 }
 
 /// One clause of an Accept header.
@@ -104,22 +115,35 @@ pub fn choose(accept: &str, views: bool) -> Option<Accept> {
             named => Encoding::of(named)?,
         };
         let pretty = clause.parameter("pretty").is_some_and(|p| p == "1" || p == "true");
+        let (mut beta, mut list) = (false, false);
         let view = match clause.parameter("as") {
             None => View::Whole,
             Some(kind) if views => {
                 let group = clause.parameter("g").unwrap_or_default();
                 let version = clause.parameter("v").unwrap_or_default();
                 let known = group == "meta.k8s.io" && (version == "v1" || version == "v1beta1");
+                beta = version == "v1beta1";
+                list = kind == "PartialObjectMetadataList";
                 match kind {
-                    "Table" if known => View::Table,
+                    "Table" if known && encoding != Encoding::Protobuf => View::Table,
                     "PartialObjectMetadata" | "PartialObjectMetadataList" if known => View::Metadata,
                     _ => return None,
                 }
             }
             Some(_) => return None,
         };
-        Some(Accept { encoding, view, pretty })
+        Some(Accept { encoding, view, pretty, beta, list })
     })
+}
+
+/// Whether upstream's router finds anything in an Accept header that it could answer in: it knows names, and no
+/// wildcard within a type.
+pub fn is_routable(accept: &str, produced: &[&str]) -> bool {
+    accept.is_empty()
+        || accept.split(',').any(|clause| {
+            let name = clause.split(';').next().unwrap_or_default().trim();
+            name == "*/*" || produced.contains(&name)
+        })
 }
 
 /// Whether the client takes gzip.
@@ -156,6 +180,7 @@ mod tests {
                 Some((Encoding::Json, View::Whole)),
             ),
             ("text/html", None),
+            ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", None),
             ("text/html,application/json;q=0.5,*/*;q=0.1", Some((Encoding::Json, View::Whole))),
             (
                 "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",

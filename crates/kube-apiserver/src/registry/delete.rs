@@ -68,7 +68,7 @@ impl DeleteOptions {
             ));
         }
         if dry_run.iter().any(|d| *d != "All") {
-            errors.push(FieldError::not_supported(&Path::new("dryRun"), dry_run[0], &["All"]));
+            errors.push(FieldError::not_supported(&Path::new("dryRun"), dry_run.to_vec(), &["All"]));
         }
         if errors.is_empty() {
             Ok(())
@@ -254,15 +254,21 @@ impl Write<'_> {
         for _ in 0..ATTEMPTS_MAX {
             let stored = registry.read(cache, &key).await?.ok_or_else(missing)?;
             let old = stored.to_value().map_err(Status::internal)?;
-            for (said, what, is) in [
-                (&options.uid, "UID", meta::text(&old, "uid")),
-                (&options.resource_version, "ResourceVersion", meta::text(&old, "resourceVersion")),
+            for (said, what, is, so) in [
+                (&options.uid, "UID", meta::text(&old, "uid"), "deleted and then recreated"),
+                (
+                    &options.resource_version,
+                    "ResourceVersion",
+                    meta::text(&old, "resourceVersion"),
+                    "modified",
+                ),
             ] {
                 if let Some(said) = said.as_deref().filter(|s| *s != is) {
                     let why = format!(
-                        "Precondition failed: {what} in precondition: {said}, {what} in object meta: {is}"
+                        "the {what} in the precondition ({said}) does not match the {what} in record ({is}). The \
+                         object might have been {so}"
                     );
-                    return Err(Status::conflict(&entry.resource, &entry.group, name, why));
+                    return Err(Status::conflict(&entry.kind, &entry.group, name, why));
                 }
             }
             self.admit_deletion(namespace, name, &old).await?;

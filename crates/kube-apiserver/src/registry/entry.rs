@@ -242,9 +242,9 @@ fn from_protobuf(bytes: &Bytes) -> Result<Bytes, String> {
 
 fn from_info(info: &'static ResourceInfo, cache: &Cache) -> Entry {
     let own = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-    // Events have one strategy and one place in the store, whichever group they are asked for in.
+    // Events have one place in the store, whichever group they are asked for in; their own group is stricter.
     let storage_group = if info.resource == "events" { "" } else { info.group };
-    let strategy = api::strategy(storage_group, info.resource);
+    let strategy = api::strategy(info.group, info.resource);
     let stored = info.is_stored().then(|| {
         cache.add(ResourceKind {
             prefix: format!("{}/", info.storage_prefix()),

@@ -79,7 +79,7 @@ impl Call {
 
     fn dry_run(&self) -> Result<bool, Status> {
         let mut dry = false;
-        for value in self.query.all("dryRun").filter(|v| !v.is_empty()) {
+        for value in self.query.all("dryRun") {
             if value != "All" {
                 let path = apimachinery::field_path::Path::new("dryRun");
                 let given: Vec<&str> = self.query.all("dryRun").collect();
@@ -100,14 +100,14 @@ impl Call {
         }
     }
 
-    fn strictness(&self) -> Result<Strictness, Status> {
+    pub fn strictness(&self) -> Result<Strictness, Status> {
         match self.query.non_empty("fieldValidation") {
             None | Some("Warn") => Ok(Strictness::Warn),
             Some("Strict") => Ok(Strictness::Strict),
             Some("Ignore") => Ok(Strictness::Ignore),
             Some(other) => {
                 let path = apimachinery::field_path::Path::new("fieldValidation");
-                let error = FieldError::not_supported(&path, other, &["Ignore", "Warn", "Strict", ""]);
+                let error = FieldError::not_supported(&path, other, &["", "Ignore", "Strict", "Warn"]);
                 Err(Status::invalid(self.options_kind(), "meta.k8s.io", "", vec![error]))
             }
         }
@@ -125,8 +125,9 @@ impl Call {
                     vec![FieldError::too_long(&path, 128)],
                 ));
             }
-            if named.chars().any(|c| c.is_control()) {
-                let error = FieldError::invalid(&path, named, "should only contain printable characters");
+            if let Some((at, c)) = named.char_indices().find(|(_, c)| c.is_control()) {
+                let why = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+                let error = FieldError::invalid(&path, named, why);
                 return Err(Status::invalid(self.options_kind(), "meta.k8s.io", "", vec![error]));
             }
             return Ok(named.to_owned());
@@ -174,7 +175,7 @@ impl Call {
         Ok(value)
     }
 
-    fn complain(&mut self, strictness: Strictness, complaints: Vec<String>) -> Result<(), Status> {
+    pub fn complain(&mut self, strictness: Strictness, complaints: Vec<String>) -> Result<(), Status> {
         match strictness {
             Strictness::Ignore => {}
             Strictness::Warn => self.warnings.extend(complaints),
@@ -184,6 +185,19 @@ impl Call {
             }
         }
         Ok(())
+    }
+
+    /// Appliers say who they are; only they can force.
+    pub fn check_patch_options(&self, kind: PatchKind) -> Result<(), Status> {
+        use apimachinery::field_path::Path;
+        let error = if kind == PatchKind::Apply && self.query.non_empty("fieldManager").is_none() {
+            FieldError::required(&Path::new("fieldManager"), "is required for apply patch")
+        } else if kind != PatchKind::Apply && self.query.get("force").is_some() {
+            FieldError::forbidden(&Path::new("force"), "may not be specified for non-apply patch")
+        } else {
+            return Ok(());
+        };
+        Err(Status::invalid("PatchOptions", "meta.k8s.io", "", vec![error]))
     }
 
     /// Begins a write of `entry`.
@@ -208,8 +222,43 @@ impl Call {
         })
     }
 
+    /// Refuses what upstream's router refuses: routes of built-in resources name the types they take and give.
+    pub fn check_route(&self, entry: &Entry) -> Result<(), Status> {
+        if entry.custom.is_some()
+            || matches!(&*self.info.subresource, "proxy" | "exec" | "attach" | "portforward")
+        {
+            return Ok(());
+        }
+        if self.info.verb == "patch" && PatchKind::routed(negotiation::content_type(&self.headers)).is_none()
+        {
+            return Err(Status::unsupported_by_route());
+        }
+        let mut produced =
+            vec!["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+        match (&*self.info.verb, &*self.info.subresource) {
+            ("list" | "watch", _) => {
+                produced.extend([
+                    "application/json;stream=watch",
+                    "application/vnd.kubernetes.protobuf;stream=watch",
+                ]);
+            }
+            (_, "log") => produced.push("text/plain"),
+            _ => {}
+        }
+        let accept = negotiation::accept_header(&self.headers);
+        if negotiation::is_routable(&accept, &produced) {
+            Ok(())
+        } else {
+            Err(Status::not_routable(&produced))
+        }
+    }
+
     pub fn show<'a>(&self, entry: &'a Entry, registry: &Registry) -> Result<Show<'a>, Status> {
         let mut accept = self.accept(true)?;
+        let of_list = matches!(&*self.info.verb, "list" | "deletecollection");
+        if accept.view == View::Metadata && self.info.verb != "watch" && accept.list != of_list {
+            return Err(other_metadata(entry, of_list));
+        }
         if accept.encoding == Encoding::Protobuf && !wire::has_protobuf(entry, accept.view) {
             accept.encoding = Encoding::Json;
         }
@@ -226,10 +275,33 @@ impl Call {
     }
 }
 
+/// Metadata of a list was asked of an object, or of an object of a list.
+fn other_metadata(entry: &Entry, of_list: bool) -> Status {
+    let package = match (&entry.custom, entry.group.split('.').next()) {
+        (Some(_), _) => "unstructured",
+        (_, None | Some("")) => "core",
+        (_, Some(first)) => first,
+    };
+    let message = match (of_list, &entry.custom) {
+        (true, _) => format!(
+            "you requested PartialObjectMetadata, but the requested object is a list (*{package}.{})",
+            if entry.custom.is_some() { "UnstructuredList" } else { &entry.list_kind }
+        ),
+        (false, _) => format!(
+            "you requested PartialObjectMetadataList, but the requested object is not a list (*{package}.{})",
+            if entry.custom.is_some() { "Unstructured" } else { &entry.kind }
+        ),
+    };
+    Status { message, ..Status::not_acceptable(&[]) }
+}
+
 /// Answers a resource request.
 pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>, Status> {
     let registry = &server.registry;
     let info = call.info.clone();
+    if call.uri.path().contains("//") && info.subresource != "proxy" {
+        return Err(Status::no_such_resource());
+    }
     let table = registry.table.load_full();
     let Some(entry) = table.find(&info.group, &info.version, &info.resource) else {
         if !info.group.is_empty() && !table.groups().any(|(known, _)| known == info.group) {
@@ -242,9 +314,6 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
         ("", "componentstatuses") => "v1 ComponentStatus is deprecated in v1.19+",
         _ => entry.custom.as_ref().map_or("", |c| c.deprecation_warning()),
     };
-    if !deprecated.is_empty() {
-        call.warnings.push(deprecated.to_owned());
-    }
     let collection = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
     if entry.namespaced {
         let everywhere = matches!(info.verb.as_str(), "list" | "watch")
@@ -262,6 +331,9 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
     if !info.subresource.is_empty() {
         return Box::pin(subresource::serve(server, entry, call)).await;
     }
+    if info.verb == "watch" && call.method != Method::GET {
+        return Err(Status::no_such_method());
+    }
     // A collection takes no name, and a change needs one.
     let misplaced = match info.verb.as_str() {
         "create" => !info.name.is_empty(),
@@ -270,6 +342,10 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
     };
     if misplaced || !entry.has_verb(&info.verb) || call.method == Method::HEAD {
         return Err(Status::no_such_method());
+    }
+    call.check_route(entry)?;
+    if !deprecated.is_empty() {
+        call.warnings.push(deprecated.to_owned());
     }
     if entry.cache.is_none() {
         return Box::pin(subresource::serve_unstored(server, entry, call)).await;
@@ -289,14 +365,14 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
                 list::response(show, page).await
             }
             "watch" => {
+                let show = call.show(entry, registry)?;
+                ListOptions::check(&call.query)?;
                 let options = WatchOptions::parse(&call.query)?;
-                ListOptions::parse(&call.query)?;
                 let mut selection = selection;
                 if call.uri.path().contains("/watch/") && !info.name.is_empty() {
                     selection.fields =
                         apimachinery::selector::FieldSelector::equal("metadata.name", &info.name);
                 }
-                let show = call.show(entry, registry)?;
                 registry.watch(entry, &selection, &options, show.accept, show.include).await
             }
             _ => Box::pin(delete_collection(registry, entry, call, &selection)).await,
@@ -314,6 +390,11 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
 
 pub async fn get(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
     let show = call.show(entry, registry)?;
+    if call.query.non_empty("export").is_some() {
+        return Err(Status::bad_request(
+            "the export parameter, deprecated since v1.14, is no longer supported",
+        ));
+    }
     let object = read_one(registry, entry, &call.info, &call.query).await?;
     show.response(StatusCode::OK, &object)
 }
@@ -329,9 +410,8 @@ pub async fn read_one(
     let found = match query.non_empty("resourceVersion") {
         None => registry.read(cache, &key).await?,
         Some(text) => {
-            let version: u64 = text
-                .parse()
-                .map_err(|_| Status::bad_request(format!("resourceVersion: Invalid value: {text:?}")))?;
+            let version = list::parse_version(text)
+                .map_err(|why| Status::unknown(format!("resourceVersion: {why}")))?;
             if !registry.cache.wait_for(version, std::time::Duration::from_secs(3)).await {
                 return Err(Status::too_large(version, registry.cache.revision()));
             }
@@ -435,6 +515,11 @@ pub enum PatchKind {
 }
 
 impl PatchKind {
+    /// As [`PatchKind::of`], of the types that routes of built-in resources take.
+    fn routed(content_type: &str) -> Option<PatchKind> {
+        PatchKind::of(content_type).filter(|_| !content_type.ends_with("+cbor"))
+    }
+
     pub fn of(content_type: &str) -> Option<PatchKind> {
         match content_type {
             "application/json-patch+json" => Some(PatchKind::Json),
@@ -473,26 +558,18 @@ pub async fn patch(
     let strictness = call.strictness()?;
     let body = call.take_body().await?;
     let force = call.query.flag("force");
+    call.check_patch_options(kind)?;
     if kind == PatchKind::Apply {
-        if call.query.non_empty("fieldManager").is_none() {
-            let path = apimachinery::field_path::Path::new("fieldManager");
-            let error = FieldError::required(&path, "is required for apply patch");
-            return Err(Status::invalid("PatchOptions", "meta.k8s.io", "", vec![error]));
-        }
         let (mut config, complaints) = wire::decode_apply(&body, strictness, Shape::of(entry))?;
         call.complain(strictness, complaints)?;
-        if !meta::text(&config, "name").is_empty() && meta::text(&config, "name") != call.info.name {
-            return Err(Status::bad_request("name in the applied object does not match the name on the URL"));
+        if meta::text(&config, "name").is_empty() {
+            meta::set(&mut config, "name", call.info.name.as_str());
         }
-        meta::set(&mut config, "name", call.info.name.as_str());
         check_identity(entry, &call.info, &mut config)?;
-        output::to_storage(entry, &mut config)?;
+        if entry.custom.is_some() {
+            output::to_storage(entry, &mut config)?;
+        }
         return finish(registry, entry, call, sub, Change::Apply { config, force }, show).await;
-    }
-    if call.query.get("force").is_some() {
-        let path = apimachinery::field_path::Path::new("force");
-        let error = FieldError::forbidden(&path, "may not be specified for non-apply patch");
-        return Err(Status::invalid("PatchOptions", "meta.k8s.io", "", vec![error]));
     }
     let info = call.info.clone();
     let compute = |old: &Value| {
@@ -500,7 +577,8 @@ pub async fn patch(
         output::from_storage(entry, &mut shown)?;
         let patched = wire::apply_patch(&shown, &body, kind, Shape::of(entry))?;
         check_name(&info, &patched)?;
-        let (mut new, complaints) = wire::recheck(patched, strictness, Shape::of(entry))?;
+        let (mut new, complaints) = wire::recheck(patched, &body, kind, strictness, Shape::of(entry))?;
+        check_identity(entry, &info, &mut new)?;
         let warnings = if strictness == Strictness::Warn { complaints } else { Vec::new() };
         output::to_storage(entry, &mut new)?;
         Ok((new, warnings))
@@ -521,7 +599,7 @@ async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, Value), Statu
         if let Some(seconds) = call.query.non_empty("gracePeriodSeconds") {
             let seconds: i64 = seconds
                 .parse()
-                .map_err(|_| Status::bad_request(format!("gracePeriodSeconds: invalid value {seconds:?}")))?;
+                .map_err(|e| Status::bad_request(list::not_a_number("ParseInt", seconds, &e)))?;
             value["gracePeriodSeconds"] = seconds.into();
         }
         if let Some(policy) = call.query.non_empty("propagationPolicy") {
@@ -530,7 +608,7 @@ async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, Value), Statu
         if call.query.get("orphanDependents").is_some() {
             value["orphanDependents"] = call.query.flag("orphanDependents").into();
         }
-        let dry_run: Vec<&str> = call.query.all("dryRun").filter(|v| !v.is_empty()).collect();
+        let dry_run: Vec<&str> = call.query.all("dryRun").collect();
         if !dry_run.is_empty() {
             value["dryRun"] = json!(dry_run);
         }
@@ -558,9 +636,21 @@ fn answers_object(entry: &Entry) -> bool {
     }
 }
 
+/// Warns of what a deletion does by default.
+fn warn_of_orphans(entry: &Entry, call: &mut Call, options: &DeleteOptions) {
+    if entry.is("batch", "jobs") && options.propagation.is_none() && options.orphan_dependents.is_none() {
+        call.warnings.push(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them \
+             or set propagationPolicy=Orphan to suppress this warning"
+                .to_owned(),
+        );
+    }
+}
+
 async fn delete(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
     let show = call.show(entry, registry)?;
     let (options, value) = delete_options(call).await?;
+    warn_of_orphans(entry, call, &options);
     let user = call.user.clone();
     let mut write = call.write(registry, entry, &user, "")?;
     write.dry_run |= options.dry_run;
@@ -586,6 +676,7 @@ async fn delete_collection(
     let show = call.show(entry, registry)?;
     let list_options = ListOptions::parse(&call.query)?;
     let (options, value) = delete_options(call).await?;
+    warn_of_orphans(entry, call, &options);
     let mut page = registry.list(entry, selection, &list_options).await?;
     let user = call.user.clone();
     let mut write = call.write(registry, entry, &user, "")?;

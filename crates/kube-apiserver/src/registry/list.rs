@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use apimachinery::continue_token::Continue;
+use apimachinery::field_path::Path;
 use apimachinery::object::{Attributes, Encoded};
-use apimachinery::status::Status;
+use apimachinery::status::{FieldError, Status};
 use bytes::Bytes;
 use futures::stream;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -49,52 +50,29 @@ pub struct ListOptions {
 }
 
 impl ListOptions {
-    pub fn parse(query: &Query) -> Result<ListOptions, Status> {
-        use apimachinery::field_path::Path;
-        use apimachinery::status::FieldError;
-        let limit = match query.non_empty("limit") {
-            None => 0,
-            Some(text) => {
-                text.parse::<i64>().map_err(|e| Status::bad_request(not_a_number("ParseInt", text, &e)))?
+    /// Refuses what neither lists nor watches take.
+    pub fn check(query: &Query) -> Result<(), Status> {
+        for name in ["limit", "timeoutSeconds"] {
+            if let Some(text) = query.non_empty(name) {
+                text.parse::<i64>().map_err(|e| Status::bad_request(not_a_number("ParseInt", text, &e)))?;
             }
-        };
+        }
+        let errors = if query.flag("watch") { check_watch(query) } else { check_list(query) };
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(Status::invalid("ListOptions", "meta.k8s.io", "", errors))
+        }
+    }
+
+    pub fn parse(query: &Query) -> Result<ListOptions, Status> {
+        ListOptions::check(query)?;
+        let limit: i64 = query.non_empty("limit").and_then(|l| l.parse().ok()).unwrap_or(0);
         let continued = query.non_empty("continue").map(str::to_owned);
         let version = query.non_empty("resourceVersion");
         let matching = query.non_empty("resourceVersionMatch");
-        let mut errors = Vec::new();
-        let path = Path::new("resourceVersionMatch");
-        if let Some(matching) = matching {
-            if query.flag("watch") && !query.flag("sendInitialEvents") {
-                errors.push(FieldError::forbidden(
-                    &path,
-                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                ));
-            } else {
-                if version.is_none() && !query.flag("sendInitialEvents") {
-                    errors.push(FieldError::forbidden(
-                        &path,
-                        "resourceVersionMatch is forbidden unless resourceVersion is provided",
-                    ));
-                }
-                if continued.is_some() {
-                    errors.push(FieldError::forbidden(
-                        &path,
-                        "resourceVersionMatch is forbidden when continue is provided",
-                    ));
-                }
-                if !matches!(matching, "Exact" | "NotOlderThan") {
-                    errors.push(FieldError::not_supported(&path, matching, &["Exact", "NotOlderThan", ""]));
-                }
-                if matching == "Exact" && version == Some("0") {
-                    errors.push(FieldError::forbidden(
-                        &path,
-                        "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-                    ));
-                }
-            }
-        }
-        if !errors.is_empty() {
-            return Err(Status::invalid("ListOptions", "meta.k8s.io", "", errors));
+        if let Some(token) = &continued {
+            Continue::decode(token)?;
         }
         let resource_version = version
             .map(|text| {
@@ -118,6 +96,62 @@ impl ListOptions {
     }
 }
 
+fn check_list(query: &Query) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let path = Path::new("resourceVersionMatch");
+    let version = query.non_empty("resourceVersion");
+    let mut forbid = |why: &str| errors.push(FieldError::forbidden(&path, why));
+    if let Some(matching) = query.non_empty("resourceVersionMatch") {
+        if version.is_none() {
+            forbid("resourceVersionMatch is forbidden unless resourceVersion is provided");
+        }
+        if query.non_empty("continue").is_some() {
+            forbid("resourceVersionMatch is forbidden when continue is provided");
+        }
+        if !matches!(matching, "Exact" | "NotOlderThan") {
+            errors.push(FieldError::not_supported(&path, matching, &["Exact", "NotOlderThan", ""]));
+        } else if matching == "Exact" && version == Some("0") {
+            forbid("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+        }
+    }
+    if query.get("sendInitialEvents").is_some() {
+        let path = Path::new("sendInitialEvents");
+        errors.push(FieldError::forbidden(&path, "sendInitialEvents is forbidden for list"));
+    }
+    errors
+}
+
+fn check_watch(query: &Query) -> Vec<FieldError> {
+    const WANTED: &str = "NotOlderThan";
+    let mut errors = Vec::new();
+    let path = Path::new("resourceVersionMatch");
+    let mut forbid = |why: &str| errors.push(FieldError::forbidden(&path, why));
+    let matching = query.non_empty("resourceVersionMatch");
+    let asks = query.get("sendInitialEvents").is_some();
+    // A watch from no version begins with what is there, as if asked to.
+    let legacy =
+        !asks && matching.is_none() && matches!(query.non_empty("resourceVersion"), None | Some("0"));
+    let matching = if legacy { Some(WANTED) } else { matching };
+    if asks && matching != Some(WANTED) {
+        forbid("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+    }
+    if let Some(matching) = matching {
+        if !asks && !legacy {
+            forbid("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+        }
+        if matching != WANTED {
+            errors.push(FieldError::not_supported(&path, matching, &[WANTED]));
+        }
+        if query.non_empty("continue").is_some() {
+            errors.push(FieldError::forbidden(
+                &path,
+                "resourceVersionMatch is forbidden when continue is provided",
+            ));
+        }
+    }
+    errors
+}
+
 /// One page of objects.
 pub struct Page {
     pub items: Vec<Arc<Encoded>>,
@@ -137,7 +171,8 @@ impl Registry {
         if let Some(token) = &options.continued {
             let token = Continue::decode(token)?;
             let revision = (token.rv > 0).then_some(token.rv);
-            return self.list_from_store(entry, selection, &token.start, revision, options.limit).await;
+            let start = format!("{}{}", selection.prefix(), token.start);
+            return self.list_from_store(entry, selection, &start, revision, options.limit).await;
         }
         match (options.resource_version, options.exact) {
             (Some(version), true) => {
@@ -175,10 +210,8 @@ impl Registry {
             let left = page.items.len() - options.limit;
             page.items.truncate(options.limit);
             let last = &page.items[options.limit - 1];
-            page.next = Some(Continue::encode(
-                page.revision as i64,
-                format!("{}\0", entry.key(last.namespace(), last.name())),
-            ));
+            let key = entry.key(last.namespace(), last.name());
+            page.next = Some(Continue::encode(page.revision as i64, selection.after(&key)));
             page.remaining = selection.is_everything().then_some(left);
         }
         Ok(page)
@@ -210,7 +243,9 @@ impl Registry {
                 ..RangeRequest::new(KeyRange { start: from.clone(), end: whole.end.clone() })
             };
             let found = self.store.range(request).await.map_err(|e| match e {
-                storage::Error::Compacted { .. } => expired(start),
+                storage::Error::Compacted { .. } => {
+                    expired(start.strip_prefix(&selection.prefix()).unwrap_or(start))
+                }
                 other => respond::store_error(&other),
             })?;
             let shown = at.unwrap_or(found.revision);
@@ -234,7 +269,7 @@ impl Registry {
                 if limit > 0 && page.items.len() == limit {
                     let left = found.count.saturating_sub(i + 1);
                     if left > 0 {
-                        page.next = Some(Continue::encode(shown, format!("{key}\0")));
+                        page.next = Some(Continue::encode(shown, selection.after(&key)));
                         page.remaining = selection.is_everything().then_some(left);
                     }
                     return Ok(page);
@@ -280,7 +315,7 @@ pub async fn response(show: Show<'_>, page: Page) -> Result<Response<Body>, Stat
     let metadata = list_metadata(&page);
     let (kind, api_version) = match show.accept.view {
         View::Whole => (show.entry.list_kind.clone(), show.entry.api_version()),
-        View::Metadata => ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned()),
+        View::Metadata => ("PartialObjectMetadataList".to_owned(), show.accept.view_version().to_owned()),
         View::Table => {
             let mut values = Vec::with_capacity(page.items.len());
             for object in &page.items {

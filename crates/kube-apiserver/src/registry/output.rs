@@ -34,7 +34,10 @@ impl IncludeObject {
             None | Some("" | "Metadata") => Ok(IncludeObject::Metadata),
             Some("None") => Ok(IncludeObject::None),
             Some("Object") => Ok(IncludeObject::Object),
-            Some(other) => Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}"))),
+            Some(other) => Err(Status::bad_request(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {other:?}: must be 'Metadata', \
+                 'Object', 'None', or empty"
+            ))),
         }
     }
 }
@@ -78,7 +81,7 @@ impl Show<'_> {
         let value = self.value(object)?;
         Ok(match self.accept.view {
             View::Whole => value,
-            View::Metadata => partial(&value),
+            View::Metadata => partial(&value, self.accept.view_version()),
             View::Table => self.table(&[Cow::Owned(value)], None),
         })
     }
@@ -121,7 +124,7 @@ impl Show<'_> {
         });
         json!({
             "kind": "Table",
-            "apiVersion": "meta.k8s.io/v1",
+            "apiVersion": self.accept.view_version(),
             "metadata": metadata,
             "columnDefinitions": self.columns(),
             "rows": rows,
@@ -150,7 +153,7 @@ impl Show<'_> {
         match self.include {
             IncludeObject::None => {}
             IncludeObject::Metadata => {
-                row.insert("object".to_owned(), partial(object));
+                row.insert("object".to_owned(), partial(object, self.accept.view_version()));
             }
             IncludeObject::Object => {
                 row.insert("object".to_owned(), object.clone());
@@ -161,10 +164,10 @@ impl Show<'_> {
 }
 
 /// `metav1.PartialObjectMetadata` of an object.
-pub fn partial(object: &Value) -> Value {
+pub fn partial(object: &Value, api_version: &str) -> Value {
     json!({
         "kind": "PartialObjectMetadata",
-        "apiVersion": "meta.k8s.io/v1",
+        "apiVersion": api_version,
         "metadata": object["metadata"],
     })
 }

@@ -1,4 +1,7 @@
 //! Who owns which fields: managed fields on every write, server-side apply.
+//!
+//! A writer owns fields of the version it wrote in, so an object that came in another version than it is stored in is
+//! turned into that version to be compared.
 
 use apimachinery::managed_fields::{self, Unusual, Writer};
 use apimachinery::schema::Schema;
@@ -6,18 +9,28 @@ use apimachinery::status::Status;
 use serde_json::Value;
 
 use super::write::Write;
+use super::{meta, output};
 
 const NOTHING: &[&[&str]] = &[];
 
-/// Runs `with` as the writer of a request. Ownership is kept in the storage version.
+/// Whether the fields of what is stored are not those that the writer knows.
+fn converts(write: &Write<'_>) -> bool {
+    write.entry.custom.is_none() && !write.entry.is_storage_version()
+}
+
+/// Runs `with` as the writer of a request.
 fn as_writer<T>(write: &Write<'_>, with: impl FnOnce(&Writer<'_>, &Schema) -> T) -> Option<T> {
-    let schema = write.entry.storage_schema()?;
+    let entry = write.entry;
+    let (schema, api_version) = if converts(write) {
+        (entry.schema()?, entry.api_version())
+    } else {
+        (entry.storage_schema()?, entry.storage_api_version())
+    };
     let now = write.registry.clock.now_rfc3339();
-    let api_version = write.entry.storage_api_version();
-    let reset_fields = match (write.subresource, &write.entry.custom) {
+    let reset_fields = match (write.subresource, &entry.custom) {
         ("" | "status", Some(custom)) => custom.reset_fields(!write.subresource.is_empty()),
-        ("", None) => write.entry.strategy.reset_fields(false),
-        ("status", None) => write.entry.strategy.reset_fields(true),
+        ("", None) => entry.strategy.reset_fields(false),
+        ("status", None) => entry.strategy.reset_fields(true),
         _ => NOTHING,
     };
     let writer = Writer {
@@ -30,26 +43,56 @@ fn as_writer<T>(write: &Write<'_>, with: impl FnOnce(&Writer<'_>, &Schema) -> T)
     Some(with(&writer, schema))
 }
 
+/// A stored object in the writer's version. Built-in kinds always convert.
+fn shown(write: &Write<'_>, object: &Value) -> Value {
+    let mut object = object.clone();
+    let _ = output::from_storage(write.entry, &mut object);
+    object
+}
+
+/// Claims the fields of `new`, which was `old`, for the writer.
+fn claim(write: &Write<'_>, old: Option<&Value>, new: &mut Value) {
+    as_writer(write, |writer, schema| {
+        if !converts(write) {
+            return managed_fields::update(old, new, schema, writer);
+        }
+        let old = old.map(|old| shown(write, old));
+        let mut owned = shown(write, new);
+        managed_fields::update(old.as_ref(), &mut owned, schema, writer);
+        match owned["metadata"]["managedFields"].take() {
+            Value::Null => drop(meta::clear(new, "managedFields")),
+            managed => meta::set(new, "managedFields", managed),
+        }
+    });
+}
+
 /// Claims the fields of a new object for the writer.
 pub fn created(write: &Write<'_>, object: &mut Value) {
-    as_writer(write, |writer, schema| managed_fields::update(None, object, schema, writer));
+    claim(write, None, object);
 }
 
 /// What [`created`] would put into the object, as JSON; `Err` where only that can tell.
 pub fn created_json(write: &Write<'_>, object: &Value) -> Result<Option<String>, Unusual> {
+    if converts(write) {
+        return Err(Unusual);
+    }
     as_writer(write, |writer, schema| managed_fields::created(object, schema, writer)).unwrap_or(Ok(None))
 }
 
 /// Claims what `new` changes in `old`.
 pub fn updated(write: &Write<'_>, old: &Value, new: &mut Value) {
-    as_writer(write, |writer, schema| managed_fields::update(Some(old), new, schema, writer));
+    claim(write, Some(old), new);
 }
 
-/// The object with an applied configuration merged into it, defaults included.
+/// The stored object with a configuration, which is in the writer's version, merged into it, defaults included.
 pub fn applied(write: &Write<'_>, old: Option<&Value>, config: &Value, force: bool) -> Result<Value, Status> {
     let merged = as_writer(write, |writer, schema| {
-        let mut new = managed_fields::apply(old, config, schema, writer, force)?;
+        let old = old.map(|old| if converts(write) { shown(write, old) } else { old.clone() });
+        let mut new = managed_fields::apply(old.as_ref(), config, schema, writer, force)?;
         apimachinery::defaults::apply(&mut new, schema);
+        if converts(write) {
+            output::to_storage(write.entry, &mut new)?;
+        }
         Ok(new)
     });
     merged.unwrap_or_else(|| {

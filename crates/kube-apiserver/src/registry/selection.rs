@@ -50,6 +50,11 @@ impl Selection {
         if self.namespace.is_empty() { String::new() } else { format!("{}/", self.namespace) }
     }
 
+    /// Where a list goes on that has come to `key`.
+    pub fn after(&self, key: &str) -> String {
+        format!("{}\0", key.strip_prefix(&self.prefix()).unwrap_or(key))
+    }
+
     pub fn is_everything(&self) -> bool {
         self.labels.is_everything() && self.fields.is_everything() && self.converted.is_none()
     }

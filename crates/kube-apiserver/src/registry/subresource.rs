@@ -35,6 +35,7 @@ pub async fn serve(
     if sub.name != "proxy" && !sub.verbs.contains(&info.verb) {
         return Err(Status::no_such_method());
     }
+    call.check_route(entry)?;
     let name = sub.name.as_str();
     match (entry.resource.as_str(), name) {
         (_, "scale") => return scale(registry, entry, call).await,
@@ -80,8 +81,14 @@ pub async fn serve_unstored(
             let accept = call.accept(false)?;
             let object = call.decode(Shape::of(entry)).await?;
             let policy = registry.policy()?;
-            let answer =
+            let mut owned = object.clone();
+            let user = call.user.clone();
+            super::ownership::created(&call.write(registry, entry, &user, "")?, &mut owned);
+            let mut answer =
                 policy.reviews.review(&call.user, &entry.resource, &call.info.namespace, object).await?;
+            if !owned["metadata"]["managedFields"].is_null() {
+                meta::set(&mut answer, "managedFields", owned["metadata"]["managedFields"].take());
+            }
             Ok(respond::value(StatusCode::CREATED, &answer, accept))
         }
         _ => Err(Status::no_such_method()),
@@ -96,8 +103,22 @@ fn scale_of(entry: &Entry) -> Result<Scale, Status> {
     .ok_or_else(Status::no_such_resource)
 }
 
+const SCALE_KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
+
+fn check_replicas(scale: &Value, name: &str) -> Result<(), Status> {
+    let replicas = &scale["spec"]["replicas"];
+    if replicas.as_i64().is_none_or(|n| n >= 0) {
+        return Ok(());
+    }
+    let path = apimachinery::field_path::Path::new("spec").child("replicas");
+    let why = "must be greater than or equal to 0";
+    let error = apimachinery::status::FieldError::invalid(&path, replicas.clone(), why);
+    Err(Status::invalid("Scale", "autoscaling", name, vec![error]))
+}
+
 async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
     let scale = scale_of(entry)?;
+    let kind_of_scale = Shape::builtin(SCALE_KIND.0, SCALE_KIND.1, SCALE_KIND.2);
     let show = call.show(entry, registry)?;
     let shown = |object: &apimachinery::object::Encoded| -> Result<Value, Status> {
         let whole = Show { accept: Default::default(), ..show };
@@ -109,31 +130,36 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
     }
     type Computed<'a> = Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync + 'a>;
     let wanted: Computed<'_> = if call.info.verb == "update" {
-        let sent = call.decode(Shape::builtin("autoscaling", "v1", "Scale")).await?;
+        let sent = call.decode(kind_of_scale).await?;
         handler::check_name(&call.info, &sent)?;
         Box::new(move |_| Ok(sent.clone()))
     } else {
         let kind = handler::patch_kind(call, entry)?;
+        call.check_patch_options(kind)?;
         let body = call.take_body().await?;
-        match kind {
-            PatchKind::Apply => {
-                let (config, _) = wire::decode_apply(
-                    &body,
-                    wire::Strictness::Warn,
-                    Shape::builtin("autoscaling", "v1", "Scale"),
-                )?;
-                Box::new(move |old| {
-                    let mut new = old.clone();
-                    if let Some(replicas) = config["spec"].get("replicas") {
-                        new["spec"]["replicas"] = replicas.clone();
-                    }
-                    Ok(new)
-                })
+        if kind == PatchKind::Apply {
+            let force = call.query.flag("force");
+            let (applied, complaints) = wire::decode_apply(&body, call.strictness()?, kind_of_scale)?;
+            call.complain(call.strictness()?, complaints)?;
+            check_replicas(&applied, &call.info.name)?;
+            let mut config = json!({"apiVersion": entry.api_version(), "kind": entry.kind,
+                "metadata": {"name": call.info.name}});
+            if applied["spec"].get("replicas").is_some_and(|r| !r.is_null()) {
+                scale.apply(&applied, &mut config);
             }
-            kind => Box::new(move |old| {
-                wire::apply_patch(old, &body, kind, Shape::builtin("autoscaling", "v1", "Scale"))
-            }),
+            if entry.custom.is_some() {
+                super::output::to_storage(entry, &mut config)?;
+            }
+            let change = Change::Apply { config, force };
+            let written = handler::change_stored(registry, entry, call, "scale", change).await;
+            // Whose fields these are is told in the words of who applies.
+            let written = written.map_err(|status| {
+                let own = format!("using {}", entry.api_version());
+                Status { message: status.message.replace(&own, "using autoscaling/v1"), ..status }
+            })?;
+            return Ok(respond::value(StatusCode::OK, &shown(&written.object)?, show.accept));
         }
+        Box::new(move |old| wire::apply_patch(old, &body, kind, kind_of_scale))
     };
     let compute = |old: &Value| {
         let mut object = old.clone();
@@ -143,16 +169,17 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
         if !version.is_empty() && version != "0" {
             meta::set(&mut object, "resourceVersion", version);
         }
-        let replicas = &new["spec"]["replicas"];
-        if replicas.as_i64().is_some_and(|n| n < 0) {
-            let path = apimachinery::field_path::Path::new("spec").child("replicas");
-            let error = apimachinery::status::FieldError::invalid(
-                &path,
-                replicas.clone(),
-                "must be greater than or equal to 0",
+        let (uid, old_uid) = (meta::text(&new, "uid"), meta::text(old, "uid"));
+        if !uid.is_empty() && uid != old_uid {
+            let why = format!(
+                "StorageError: invalid object, Code: 4, Key: /{}/{}, ResourceVersion: 0, AdditionalErrorMsg: \
+                 Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}",
+                entry.resource,
+                entry.key(meta::text(old, "namespace"), meta::text(old, "name"))
             );
-            return Err(Status::invalid("Scale", "autoscaling", meta::text(old, "name"), vec![error]));
+            return Err(Status::conflict(&entry.resource, &entry.group, meta::text(old, "name"), why));
         }
+        check_replicas(&new, meta::text(old, "name"))?;
         scale.apply(&new, &mut object);
         super::output::to_storage(entry, &mut object)?;
         Ok((object, Vec::new()))

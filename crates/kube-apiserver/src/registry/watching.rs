@@ -45,8 +45,6 @@ pub struct WatchOptions {
 
 impl WatchOptions {
     pub fn parse(query: &Query) -> Result<WatchOptions, Status> {
-        use apimachinery::field_path::Path;
-        use apimachinery::status::FieldError;
         let timeout = query
             .non_empty("timeoutSeconds")
             .map(|t| t.parse::<i64>().map_err(|e| Status::bad_request(not_a_number("ParseInt", t, &e))))
@@ -56,14 +54,6 @@ impl WatchOptions {
             .map(|t| parse_version(t).map_err(|e| Status::unknown(format!("resourceVersion: {e}"))))
             .transpose()?;
         let send_initial_events = query.get("sendInitialEvents").map(|_| query.flag("sendInitialEvents"));
-        if send_initial_events.is_some() && query.non_empty("resourceVersionMatch") != Some("NotOlderThan") {
-            let path = Path::new("resourceVersionMatch");
-            let error = FieldError::forbidden(
-                &path,
-                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-            );
-            return Err(Status::invalid("ListOptions", "meta.k8s.io", "", vec![error]));
-        }
         Ok(WatchOptions {
             resource_version,
             bookmarks: query.flag("allowWatchBookmarks"),
@@ -83,6 +73,8 @@ struct Encoder {
     selector: Option<FieldSelector>,
     /// The column definitions go out once.
     columns_sent: bool,
+    /// Events up to this revision are not meant.
+    after: u64,
 }
 
 impl Encoder {
@@ -115,6 +107,9 @@ impl Encoder {
     }
 
     fn event(&mut self, kind: EventKind, frame: &Frame) -> Option<Bytes> {
+        if frame.event.revision <= self.after {
+            return None;
+        }
         let kind = self.kind_for(kind, frame)?;
         if self.verbatim {
             return Some(frame.json(kind));
@@ -174,7 +169,7 @@ impl Encoder {
             }
             View::Table => {
                 let object = json!({"kind": self.entry.kind, "apiVersion": self.entry.api_version(), "metadata": metadata});
-                let row = json!({"cells": [], "object": super::output::partial(&object)});
+                let row = json!({"cells": [], "object": super::output::partial(&object, self.accept.view_version())});
                 json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1",
                     "metadata": {"resourceVersion": revision.to_string()}, "columnDefinitions": null, "rows": [row]})
             }
@@ -278,6 +273,8 @@ impl Registry {
         // A state asked for must be the newest one, or at least as new as the client has seen.
         let fresh = match options.resource_version {
             None => self.cache.catch_up().await.map_err(|e| respond::store_error(&e))?,
+            // What is to come after a future version can be waited for in the stream.
+            Some(_) if matches!(start, Start::After(_)) => true,
             Some(version) => self.cache.wait_for(version, Duration::from_secs(3)).await,
         };
         if !fresh && let Some(version) = options.resource_version {
@@ -307,6 +304,7 @@ impl Registry {
                     include,
                     selector: selection.converted().cloned(),
                     columns_sent: false,
+                    after: if let Start::After(version) = start { version } else { 0 },
                 };
                 watcher.initial.retain(|object| encoder.selects(object));
                 let until = Instant::now() + timeout;

@@ -14,7 +14,9 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use storage::{Expect, LeaseId, Store};
 
+use super::list::not_a_number;
 use super::{Entry, Registry, Stored, meta, ownership, unchanged};
+use crate::cache::ROOT;
 use crate::http::respond;
 use crate::seams::{AdmissionRequest, Operation, Policy, Reservation};
 
@@ -132,7 +134,7 @@ impl Write<'_> {
     pub async fn create(&mut self, namespace: &str, mut object: Value) -> Result<Written, Status> {
         let entry = self.entry;
         if !meta::text(&object, "resourceVersion").is_empty() {
-            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(Status::unknown("resourceVersion should not be set on objects to be created"));
         }
         entry.defaults(&mut object);
         let shown = self.policy.as_ref().is_some_and(|p| p.admission.shows_objects());
@@ -348,6 +350,19 @@ impl Write<'_> {
         Err(Status::conflict(&entry.resource, &entry.group, name, apimachinery::status::MODIFIED))
     }
 
+    /// The object is not the one that was meant.
+    fn other_uid(&self, namespace: &str, name: &str, meant: &str, is: &str) -> Result<Status, Status> {
+        let entry = self.entry;
+        let cache = self.registry.cache_of(entry)?;
+        let why = format!(
+            "StorageError: invalid object, Code: 4, Key: {ROOT}{}{}, ResourceVersion: 0, AdditionalErrorMsg: \
+             Precondition failed: UID in precondition: {meant}, UID in object meta: {is}",
+            cache.prefix(),
+            entry.key(namespace, name)
+        );
+        Ok(Status::conflict(&entry.resource, &entry.group, name, why))
+    }
+
     async fn create_instead(
         &mut self,
         namespace: &str,
@@ -360,10 +375,17 @@ impl Write<'_> {
             Change::Replace(object)
                 if self.subresource.is_empty() && entry.strategy.allow_create_on_update() =>
             {
-                if meta::resource_version(object).is_some() {
+                let uid = meta::text(object, "uid");
+                if !uid.is_empty() {
+                    return Err(self.other_uid(namespace, name, uid, "")?);
+                }
+                let mut object = object.clone();
+                if entry.resource == "events" {
+                    meta::clear(&mut object, "resourceVersion");
+                } else if meta::resource_version(&object).is_some() {
                     return Err(missing());
                 }
-                self.create(namespace, object.clone()).await
+                self.create(namespace, object).await
             }
             Change::Apply { config, force } if self.subresource.is_empty() => {
                 if !meta::text(config, "uid").is_empty() {
@@ -404,6 +426,12 @@ impl Write<'_> {
             }
             Change::Apply { config, force } => ownership::applied(self, Some(old), config, *force)?,
         };
+        if matches!(change, Change::Apply { .. }) && meta::text(&new, "name") != name {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({}) does not match the name on the URL ({name})",
+                meta::text(&new, "name")
+            )));
+        }
         let current = meta::text(old, "resourceVersion").to_owned();
         match meta::text(&new, "resourceVersion") {
             "" | "0"
@@ -414,6 +442,10 @@ impl Write<'_> {
                 return Err(Status::invalid(&entry.kind, &entry.group, name, vec![error]));
             }
             given if given == current => {}
+            given if given.parse::<u64>().is_err() => {
+                let why = given.parse::<u64>().err().map(|e| not_a_number("ParseUint", given, &e));
+                return Err(Status::unknown(why.unwrap_or_default()));
+            }
             _ => {
                 return Err(Status::conflict(
                     &entry.resource,
@@ -425,10 +457,9 @@ impl Write<'_> {
         }
         meta::set(&mut new, "resourceVersion", current);
         let (uid, old_uid) = (meta::text(&new, "uid"), meta::text(old, "uid"));
-        if !uid.is_empty() && uid != old_uid {
-            let why =
-                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
-            return Err(Status::conflict(&entry.resource, &entry.group, name, why));
+        // A patch that would change it is refused by validation.
+        if matches!(change, Change::Replace(_)) && !uid.is_empty() && uid != old_uid {
+            return Err(self.other_uid(namespace, name, uid, old_uid)?);
         }
         if entry.namespaced && meta::text(&new, "namespace").is_empty() {
             meta::set(&mut new, "namespace", namespace);
