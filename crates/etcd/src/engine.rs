@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::command::Command;
 use crate::disk::Disk;
+use crate::durations::Durations;
 use crate::files::{Files, without_value};
 use crate::leases::{Timers, seconds};
 use crate::log::{self, Message, Proposal};
@@ -144,8 +145,28 @@ pub(crate) struct Shared {
     pub disk_bytes: AtomicU64,
     pub bytes_in_use: AtomicU64,
     pub no_space: AtomicBool,
+    /// Making a batch durable, and applying it.
+    pub syncs: Durations,
+    pub commits: Durations,
+    pub counts: Counts,
     pub options: Options,
 }
+
+/// What metrics tell of, since the start.
+#[derive(Default)]
+pub(crate) struct Counts {
+    /// Bytes appended to the log.
+    pub appended: AtomicU64,
+    /// Commands that could not be logged.
+    pub refused: AtomicU64,
+    /// Batches that took longer than [`SLOW`] to apply.
+    pub slow: AtomicU64,
+    /// Leases that ran out.
+    pub expired: AtomicU64,
+}
+
+/// etcd's bound for entries that took too long.
+pub(crate) const SLOW: Duration = Duration::from_millis(100);
 
 impl Shared {
     /// Runs what reads `bytes` of values where that does no harm.
@@ -207,6 +228,9 @@ impl Engine {
             disk_bytes: AtomicU64::new(0),
             bytes_in_use: state.bytes_in_use().into(),
             no_space: state.alarms().iter().any(|a| a.kind == AlarmKind::NoSpace).into(),
+            syncs: Durations::default(),
+            commits: Durations::default(),
+            counts: Counts::default(),
             state: RwLock::new(state),
             files,
             disk,
@@ -449,7 +473,8 @@ impl Engine {
         let revoked = futures::future::join_all(due.expired.iter().map(|lease| self.revoke(*lease))).await;
         for (lease, result) in due.expired.into_iter().zip(revoked) {
             match result {
-                Ok(()) | Err(Error::LeaseNotFound) => {}
+                Ok(()) => drop(self.shared.counts.expired.fetch_add(1, Ordering::Relaxed)),
+                Err(Error::LeaseNotFound) => {}
                 Err(error) => {
                     tracing::warn!(lease, %error, "could not revoke an expired lease");
                     self.shared.timers.lock().retry(lease, now + Duration::from_secs(1));
@@ -561,6 +586,36 @@ impl Engine {
     /// The state as it is now, to be read at leisure. While it is held, compaction frees nothing newer.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::new(self.shared.clone())
+    }
+
+    /// How long making batches durable took, and applying them.
+    pub fn durations(&self) -> (&Durations, &Durations) {
+        (&self.shared.syncs, &self.shared.commits)
+    }
+
+    /// Bytes appended to the log since the start.
+    pub fn appended(&self) -> u64 {
+        self.shared.counts.appended.load(Ordering::Relaxed)
+    }
+
+    /// Commands that could not be logged.
+    pub fn refused(&self) -> u64 {
+        self.shared.counts.refused.load(Ordering::Relaxed)
+    }
+
+    /// Batches that took longer than 100 ms to apply.
+    pub fn slow(&self) -> u64 {
+        self.shared.counts.slow.load(Ordering::Relaxed)
+    }
+
+    /// Leases that ran out.
+    pub fn expired(&self) -> u64 {
+        self.shared.counts.expired.load(Ordering::Relaxed)
+    }
+
+    /// Commands that wait for the log.
+    pub fn pending(&self) -> u64 {
+        (self.messages.max_capacity() - self.messages.capacity()) as u64
     }
 
     /// Live keys and events of history, for metrics.

@@ -34,6 +34,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod cleaner;
 pub mod command;
 pub mod disk;
+pub mod durations;
 pub mod engine;
 pub(crate) mod files;
 pub mod flags;

@@ -23,7 +23,7 @@ use crate::checkpoint::{self, Position};
 use crate::cleaner::{self, Cleaned};
 use crate::command::{Command, Writer};
 use crate::disk::AppendFile;
-use crate::engine::Shared;
+use crate::engine::{SLOW, Shared};
 use crate::files::FileName;
 use crate::frame;
 use crate::recovery::Recovered;
@@ -244,6 +244,7 @@ impl Log {
             }
             Err(Failure::Refused(error)) => {
                 tracing::error!(%error, commands = batch.len(), "could not append to the log; the writes are refused");
+                self.shared.counts.refused.fetch_add(batch.len() as u64, Ordering::Relaxed);
                 for proposal in batch.drain(..) {
                     answer(proposal.reply, Applied::Refused(error.clone()));
                 }
@@ -281,12 +282,15 @@ impl Log {
             });
         }
         if self.shared.options.sync {
+            let begun = Instant::now();
             self.file.sync().map_err(|e| Failure::Fatal(Error::Unavailable(format!("sync the log: {e}"))))?;
+            self.shared.syncs.observe(begun.elapsed());
         }
         let len = self.buffer.len() as u64;
         self.file_len += len;
         self.since_checkpoint += len;
         self.shared.disk_bytes.fetch_add(len, Ordering::Relaxed);
+        self.shared.counts.appended.fetch_add(len, Ordering::Relaxed);
         if let Some((_, file_len)) = self.files.get_mut(&self.file_number) {
             *file_len = self.file_len;
         }
@@ -299,6 +303,7 @@ impl Log {
     fn apply(&mut self, batch: &mut Vec<Proposal>) {
         self.index += batch.len() as u64;
         self.sweep_max = SWEEP_EVENTS.max(2 * batch.len());
+        let begun = Instant::now();
         let mut answers = Vec::with_capacity(batch.len());
         let (revision, fresh, no_space) = {
             let mut state = self.shared.state.write();
@@ -310,6 +315,11 @@ impl Log {
             let no_space = state.alarms().iter().any(|a| a.kind == AlarmKind::NoSpace);
             (state.revision(), state.take_fresh(), no_space)
         };
+        let took = begun.elapsed();
+        self.shared.commits.observe(took);
+        if took > SLOW {
+            self.shared.counts.slow.fetch_add(1, Ordering::Relaxed);
+        }
         self.shared.no_space.store(no_space, Ordering::Relaxed);
         self.shared.index.store(self.index, Ordering::Relaxed);
         self.shared.files.remember(fresh);

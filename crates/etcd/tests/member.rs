@@ -369,3 +369,30 @@ async fn certificates_are_required_and_reloaded() {
     }
     running.stop().await;
 }
+
+/// What etcd's dashboards and alerts ask for.
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_have_etcds_names() {
+    let directory = tempfile::tempdir().unwrap();
+    let running = start(&directory.path().join("a"), &[]).await;
+    http(running.address, "GET /health", "").await;
+    let text = http(running.address, "GET /metrics", "").await.1;
+    for line in [
+        "# TYPE etcd_disk_wal_fsync_duration_seconds histogram",
+        "# TYPE etcd_disk_backend_commit_duration_seconds histogram",
+        "# TYPE etcd_network_client_grpc_received_bytes_total counter",
+        "# TYPE etcd_network_client_grpc_sent_bytes_total counter",
+        "# TYPE grpc_server_started_total counter",
+        "# TYPE process_start_time_seconds gauge",
+        "etcd_server_has_leader 1",
+        "etcd_server_health_success 1",
+        "etcd_server_health_failures 0",
+        "etcd_server_proposals_pending 0",
+        "etcd_server_proposals_failed_total 0",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+    }
+    let synced = text.lines().find_map(|l| l.strip_prefix("etcd_disk_wal_fsync_duration_seconds_count "));
+    assert!(synced.unwrap().parse::<u64>().unwrap() > 0);
+    running.stop().await;
+}

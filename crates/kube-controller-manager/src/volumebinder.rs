@@ -422,7 +422,7 @@ pub(crate) async fn run_ephemeral(ctx: Context) -> anyhow::Result<()> {
         let pod = delta.object();
         if !matches!(delta, Delta::Deleted(_))
             && !pod.attributes.deleting
-            && pod.body.windows(21).any(|w| w == b"\"volumeClaimTemplate\"")
+            && memchr::memmem::find(&pod.body, b"\"volumeClaimTemplate\"").is_some()
         {
             q.add(pod.key());
         }

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -17,6 +18,8 @@ use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use prost::Message;
 use tonic::{Code, Status};
+
+use super::Member;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -155,6 +158,8 @@ pub struct Requests {
     source: Source,
     buffer: Buffer,
     message_bytes_max: usize,
+    /// Whose metrics count what was received.
+    member: Option<Arc<Member>>,
 }
 
 enum Source {
@@ -171,13 +176,22 @@ enum Buffer {
 
 impl Requests {
     pub fn new(body: Incoming, message_bytes_max: usize) -> Requests {
-        Requests { source: Source::Body(body), buffer: Buffer::One(Bytes::new()), message_bytes_max }
+        Requests {
+            source: Source::Body(body),
+            buffer: Buffer::One(Bytes::new()),
+            message_bytes_max,
+            member: None,
+        }
+    }
+
+    pub fn counted(self, member: Arc<Member>) -> Requests {
+        Requests { member: Some(member), ..self }
     }
 
     /// The messages of a caller that is not gRPC.
     pub fn given(messages: impl IntoIterator<Item = Bytes>) -> Requests {
         let source = Source::Given(messages.into_iter().collect());
-        Requests { source, buffer: Buffer::One(Bytes::new()), message_bytes_max: usize::MAX }
+        Requests { source, buffer: Buffer::One(Bytes::new()), message_bytes_max: usize::MAX, member: None }
     }
 
     fn take(&mut self) -> Result<Option<Bytes>, Status> {
@@ -210,6 +224,9 @@ impl Requests {
             Buffer::Many(bytes) => bytes.split_to(PREFIX + len).freeze(),
         };
         let _ = message.split_to(PREFIX);
+        if let Some(member) = &self.member {
+            member.metrics.received_bytes.add((PREFIX + len) as u64);
+        }
         Ok(Some(message))
     }
 

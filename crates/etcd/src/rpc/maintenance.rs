@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -95,20 +96,26 @@ impl Member {
     }
 
     pub async fn defragment(&self) -> Result<api::DefragmentResponse, Status> {
+        let begun = Instant::now();
         self.defragmenting.store(true, Ordering::Relaxed);
         let done = self.engine.defragment().await;
         self.defragmenting.store(false, Ordering::Relaxed);
+        self.metrics.defragmentations.observe(begun.elapsed());
         done.map_err(status)?;
         Ok(api::DefragmentResponse { header: None })
     }
 
     pub async fn hash(&self) -> Result<api::HashResponse, Status> {
+        let begun = Instant::now();
         let hash = self.engine.hash().await.map_err(status)?;
+        self.metrics.hashes.observe(begun.elapsed());
         Ok(api::HashResponse { header: self.maintenance_header(), hash })
     }
 
     pub async fn hash_kv(&self, revision: i64) -> Result<api::HashKvResponse, Status> {
+        let begun = Instant::now();
         let found = self.engine.hash_kv(revision).await.map_err(status)?;
+        self.metrics.revision_hashes.observe(begun.elapsed());
         // A store that was never compacted says so with -1.
         let compact_revision = if found.compacted == 0 { -1 } else { found.compacted };
         Ok(api::HashKvResponse {
@@ -153,7 +160,9 @@ impl Member {
         let member = self.clone();
         // Reads the disk; ends with the snapshot, or when the client is gone.
         let work = tokio::task::spawn_blocking(move || {
+            let begun = Instant::now();
             let written = member.write_snapshot(&sender);
+            member.metrics.snapshots.observe(begun.elapsed());
             if let Err(error) = written {
                 tracing::warn!(%error, "a snapshot was not finished");
                 let _ =

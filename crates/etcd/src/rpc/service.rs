@@ -27,7 +27,7 @@ impl Member {
     ) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path();
-        let requests = Requests::new(body, self.message_bytes_max());
+        let requests = Requests::new(body, self.message_bytes_max()).counted(self.clone());
         let answer = match path {
             "/etcdserverpb.KV/Put" | "/etcdserverpb.KV/Range" | "/etcdserverpb.KV/Txn" => {
                 // Nobody asks who calls while access control is off.
@@ -39,6 +39,9 @@ impl Member {
                 Box::pin(self.clone().other_call(path, call, requests)).await
             }
         };
+        if let Ok(Body::Unary(bytes)) = &answer {
+            self.metrics.sent_bytes.add(bytes.len() as u64);
+        }
         self.metrics.handled(path, answer.as_ref().err().map_or(Code::Ok, Status::code));
         grpc::response(answer)
     }

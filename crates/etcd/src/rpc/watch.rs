@@ -173,6 +173,7 @@ impl Stream {
             }
             self.answer_progress();
             if !self.out.is_empty() {
+                self.member.metrics.sent_bytes.add(self.out.len() as u64);
                 return Ok(self.out.split().freeze());
             }
         }

@@ -50,6 +50,11 @@ pub async fn answer(
         "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", member.metrics_text()),
         "/health" => {
             let reason = unhealthy(member, &parameters(query, "exclude")).await;
+            if reason.is_empty() {
+                member.metrics.healthy.add(1)
+            } else {
+                member.metrics.unhealthy.add(1)
+            }
             let status = if reason.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             let body = json!({"health": if reason.is_empty() { "true" } else { "false" }, "reason": reason});
             text(status, JSON, body.to_string())
