@@ -86,6 +86,11 @@ impl Program {
         self.facts.variables.iter().any(|v| v == variable)
     }
 
+    /// Whether it asks for a field of a variable, as `variable.field` or `variable.?field`.
+    pub fn selects(&self, variable: &str, field: &str) -> bool {
+        self.root.selects(variable, field)
+    }
+
     /// What it may cost where its variables are data as declared.
     pub fn estimate(&self, data: Option<&Arc<Decl>>) -> Cost {
         cost::estimate(&self.root, &self.facts, data)

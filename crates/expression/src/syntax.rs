@@ -31,6 +31,22 @@ impl Expr {
         let below = kind.children().map(|e| e.depth).max().unwrap_or(0);
         Expr { id, at, depth: below.saturating_add(1), kind }
     }
+
+    /// Whether here or below a field of a variable is asked for.
+    pub fn selects(&self, variable: &str, field: &str) -> bool {
+        let is_variable = |e: &Expr| matches!(&e.kind, Kind::Ident(name) if name == variable);
+        let here = match &self.kind {
+            Kind::Select { operand, field: asked, .. } => asked == field && is_variable(operand),
+            Kind::Call { function, target: None, args } if function == "_?._" => match args.as_slice() {
+                [operand, Expr { kind: Kind::Literal(Literal::String(asked)), .. }] => {
+                    &**asked == field && is_variable(operand)
+                }
+                _ => false,
+            },
+            _ => false,
+        };
+        here || self.kind.children().any(|e| e.selects(variable, field))
+    }
 }
 
 impl Kind {

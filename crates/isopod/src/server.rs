@@ -159,6 +159,7 @@ fn apiserver_config(
         vec![format!("https://kubernetes.default.svc.{}", flags.cluster_domain)];
     security.service_cidrs = vec![flags.service_cidr];
     security.advertise_address = node_ip;
+    flags.authentication.apply(None, security)?;
     config.kubelet.certificate = Some(kubelet_client.certificate.into_bytes());
     config.kubelet.key = Some(kubelet_client.key.into_bytes());
     config.kubelet.ca = Some(pki.ca_certificate().as_bytes().to_vec());

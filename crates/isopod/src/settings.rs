@@ -81,6 +81,8 @@ pub struct ServerFlags {
     /// Which resources are kept encrypted, and how: an EncryptionConfiguration of apiserver.config.k8s.io/v1
     #[arg(long)]
     pub encryption_provider_config: Option<PathBuf>,
+    #[command(flatten)]
+    pub authentication: kube_apiserver::AuthenticationFlags,
     /// Which requests the audit log tells of, and how much: a Policy of audit.k8s.io/v1
     #[arg(long, requires = "audit_log_path")]
     pub audit_policy_file: Option<PathBuf>,

@@ -3,12 +3,18 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::ArgAction;
 use ipnet::IpNet;
 
 use crate::Config;
+use crate::authentication::configuration::{
+    AuthenticationConfiguration, ClaimValidationRule, JwtAuthenticator, PrefixedClaimOrExpression,
+};
+use crate::authentication::{jwt, webhook};
+use crate::authorization::Mode;
 use crate::security;
 use crate::{audit, flow_control};
 
@@ -102,8 +108,11 @@ pub struct Flags {
     /// `group/version=true|false`, `api/all`, `api/beta`, `api/alpha`.
     #[arg(long, value_delimiter = ',')]
     pub runtime_config: Vec<String>,
-    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = ArgAction::Set)]
-    pub anonymous_auth: bool,
+    /// Takes requests without credentials [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub anonymous_auth: Option<bool>,
+    #[command(flatten)]
+    pub authentication: AuthenticationFlags,
     /// Makes bootstrap tokens usable.
     #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = ArgAction::Set)]
     pub enable_bootstrap_token_auth: bool,
@@ -135,6 +144,161 @@ pub struct Flags {
     pub audit_log_maxsize: u64,
     #[command(flatten)]
     pub accepted: Accepted,
+}
+
+/// Flags about tokens of others.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AuthenticationFlags {
+    /// Whose tokens are taken, and who may come without (`apiserver.config.k8s.io` AuthenticationConfiguration)
+    #[arg(long)]
+    pub authentication_config: Option<PathBuf>,
+    /// Kubeconfig of a webhook that tells whose tokens are
+    #[arg(long)]
+    pub authentication_token_webhook_config_file: Option<PathBuf>,
+    /// Version of the TokenReview it is sent
+    #[arg(long, default_value = "v1beta1")]
+    pub authentication_token_webhook_version: String,
+    /// How long its answers are remembered
+    #[arg(long, default_value = "2m", value_parser = duration)]
+    pub authentication_token_webhook_cache_ttl: Duration,
+    /// Issuer whose tokens are taken
+    #[arg(long)]
+    pub oidc_issuer_url: Option<String>,
+    /// Audience that they must be for
+    #[arg(long)]
+    pub oidc_client_id: Option<String>,
+    /// Who signs the issuer's certificate [default: the machine's authorities]
+    #[arg(long)]
+    pub oidc_ca_file: Option<PathBuf>,
+    /// Claim that holds the user's name [default: sub]
+    #[arg(long)]
+    pub oidc_username_claim: Option<String>,
+    /// What names are prefixed with; - for nothing [default: the issuer and #, for claims other than email]
+    #[arg(long)]
+    pub oidc_username_prefix: Option<String>,
+    /// Claim that holds the user's groups
+    #[arg(long)]
+    pub oidc_groups_claim: Option<String>,
+    #[arg(long)]
+    pub oidc_groups_prefix: Option<String>,
+    /// Algorithms that tokens may be signed by [default: RS256]
+    #[arg(long, value_delimiter = ',')]
+    pub oidc_signing_algs: Vec<String>,
+    /// `claim=value` that tokens must hold; may be repeated
+    #[arg(long)]
+    pub oidc_required_claim: Vec<String>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    apimachinery::duration::parse(text).ok_or_else(|| format!("time: invalid duration {text:?}"))
+}
+
+impl AuthenticationFlags {
+    fn uses_oidc(&self) -> bool {
+        [
+            &self.oidc_issuer_url,
+            &self.oidc_client_id,
+            &self.oidc_username_claim,
+            &self.oidc_username_prefix,
+            &self.oidc_groups_claim,
+            &self.oidc_groups_prefix,
+        ]
+        .iter()
+        .any(|f| f.is_some())
+            || self.oidc_ca_file.is_some()
+            || !self.oidc_signing_algs.is_empty()
+            || !self.oidc_required_claim.is_empty()
+    }
+
+    fn problem(&self) -> Option<&'static str> {
+        let given = |flag: &Option<String>| flag.as_ref().is_some_and(|f| !f.is_empty());
+        if !self.uses_oidc() {
+            return None;
+        }
+        if self.authentication_config.is_some() {
+            return Some("authentication-config file and oidc-* flags are mutually exclusive");
+        }
+        (!given(&self.oidc_issuer_url) || !given(&self.oidc_client_id)).then_some(
+            "oidc-issuer-url and oidc-client-id must be specified together when any oidc-* flags are set",
+        )
+    }
+
+    /// The configuration that the `--oidc-*` flags stand for, and the algorithms.
+    fn oidc(&self) -> anyhow::Result<Option<security::Authentication>> {
+        let (Some(url), Some(client)) = (&self.oidc_issuer_url, &self.oidc_client_id) else {
+            return Ok(None);
+        };
+        let mut jwt = JwtAuthenticator::default();
+        jwt.issuer.url = url.clone();
+        jwt.issuer.audiences = vec![client.clone()];
+        if let Some(authority) = read(&self.oidc_ca_file)? {
+            jwt.issuer.certificate_authority = String::from_utf8(authority).context("--oidc-ca-file")?;
+        }
+        let claim = self.oidc_username_claim.clone().unwrap_or_else(|| "sub".to_owned());
+        let prefix = match self.oidc_username_prefix.as_deref().unwrap_or_default() {
+            "-" => String::new(),
+            "" if claim != "email" => format!("{url}#"),
+            prefix => prefix.to_owned(),
+        };
+        jwt.claim_mappings.username =
+            PrefixedClaimOrExpression { claim, prefix: Some(prefix), ..Default::default() };
+        if let Some(claim) = self.oidc_groups_claim.clone().filter(|c| !c.is_empty()) {
+            let prefix = Some(self.oidc_groups_prefix.clone().unwrap_or_default());
+            jwt.claim_mappings.groups = PrefixedClaimOrExpression { claim, prefix, ..Default::default() };
+        }
+        for required in &self.oidc_required_claim {
+            let (claim, value) = required
+                .split_once('=')
+                .with_context(|| format!("malformed pair, expect string=string, not {required:?}"))?;
+            let rule = ClaimValidationRule {
+                claim: claim.trim().to_owned(),
+                required_value: value.trim().to_owned(),
+                ..Default::default()
+            };
+            jwt.claim_validation_rules.push(rule);
+        }
+        let algorithms = match self.oidc_signing_algs.as_slice() {
+            [] => vec!["RS256".to_owned()],
+            given => given.to_vec(),
+        };
+        if let Some(other) = algorithms.iter().find(|a| !jwt::ALGORITHMS.contains(&a.as_str())) {
+            bail!("oidc: unsupported signing alg: {other:?}");
+        }
+        let config = AuthenticationConfiguration { jwt: vec![jwt], anonymous: None };
+        Ok(Some(security::Authentication::Fixed { config, algorithms }))
+    }
+
+    /// Fills in `security`; `anonymous` is the flag that says who may come without a token.
+    pub fn apply(&self, anonymous: Option<bool>, security: &mut security::Config) -> anyhow::Result<()> {
+        if let Some(problem) = self.problem() {
+            bail!(problem);
+        }
+        security.authentication = match &self.authentication_config {
+            None => self.oidc()?,
+            Some(path) => {
+                let text = read_file(path)?;
+                let config = AuthenticationConfiguration::parse(&text).with_context(|| {
+                    format!(
+                        "failed to load authentication configuration from file {:?}",
+                        path.display().to_string()
+                    )
+                })?;
+                ensure!(
+                    config.anonymous.is_none() || anonymous.is_none(),
+                    "anonymous: Forbidden: --anonymous-auth flag cannot be set when anonymous field is configured in \
+                     authentication configuration file"
+                );
+                Some(security::Authentication::File { path: path.clone(), text, config })
+            }
+        };
+        security.token_webhook =
+            self.authentication_token_webhook_config_file.clone().map(|file| webhook::Config {
+                file,
+                version: self.authentication_token_webhook_version.clone(),
+                cache_ttl: self.authentication_token_webhook_cache_ttl,
+            });
+        Ok(())
+    }
 }
 
 /// Flags that upstream's manifests carry and that change nothing here; [`Flags::validate`] refuses values that would.
@@ -195,7 +359,7 @@ pub struct Accepted {
 impl Flags {
     /// What upstream checks before it starts.
     pub fn validate(&self) -> anyhow::Result<()> {
-        let mut wrong = Vec::new();
+        let mut wrong: Vec<&str> = Vec::new();
         if self.etcd_servers.is_empty() {
             wrong.push("--etcd-servers must be specified");
         }
@@ -205,6 +369,7 @@ impl Flags {
         if self.service_account_issuer.is_empty() || self.service_account_signing_key_file.is_none() {
             wrong.push("--service-account-signing-key-file and --service-account-issuer are required flags");
         }
+        wrong.extend(self.authentication.problem());
         // Upstream turns something off with these; taking them in silence would say that it is off.
         for (given, flag) in [
             (self.accepted.allow_privileged, "--allow-privileged=false is not supported"),
@@ -277,7 +442,8 @@ impl Flags {
             None => None,
         };
         security.bootstrap_tokens = self.enable_bootstrap_token_auth;
-        security.anonymous = self.anonymous_auth;
+        security.anonymous = self.anonymous_auth.unwrap_or(true);
+        self.authentication.apply(self.anonymous_auth, security)?;
         security.service_account_signing_key = read(&self.service_account_signing_key_file)?;
         security.service_account_keys =
             self.service_account_key_file.iter().map(|path| read_file(path)).collect::<Result<_, _>>()?;
@@ -290,6 +456,10 @@ impl Flags {
             .iter()
             .map(|mode| mode.parse().map_err(|e| anyhow::anyhow!("--authorization-mode: {e}")))
             .collect::<Result<_, _>>()?;
+        if security.anonymous && security.authorization_modes.contains(&Mode::AlwaysAllow) {
+            tracing::warn!("AnonymousAuth is not allowed with the AlwaysAllow authorizer: it is turned off");
+            security.anonymous = false;
+        }
         security.enable_admission_plugins = self.enable_admission_plugins.clone();
         security.disable_admission_plugins = self.disable_admission_plugins.clone();
         security.service_cidrs = self.service_cluster_ip_range.clone();
@@ -383,7 +553,52 @@ mod tests {
         given.apply_security(&mut security).unwrap();
         assert!(security.bootstrap_tokens);
         assert_eq!(security.request_header.allowed_names, ["front-proxy-client"]);
-        assert!(Command::try_parse_from(["kube-apiserver", "--authentication-config=/x"]).is_err());
+        assert!(Command::try_parse_from(["kube-apiserver", "--no-such-flag=/x"]).is_err());
+    }
+
+    #[test]
+    fn flags_stand_for_an_issuer() {
+        let of = |arguments: &[&str]| {
+            let mut security = security::Config::default();
+            flags(arguments)
+                .apply_security(&mut security)
+                .map(|()| security.authentication)
+                .map_err(|e| e.to_string())
+        };
+        assert!(of(&[]).unwrap().is_none());
+        let base = ["--oidc-issuer-url=https://a", "--oidc-client-id=x"];
+        for (more, prefix, algorithms) in [
+            (&[] as &[&str], "https://a#", "RS256"),
+            (&["--oidc-username-prefix=-"], "", "RS256"),
+            (&["--oidc-username-claim=email", "--oidc-signing-algs=ES256,PS512"], "", "ES256,PS512"),
+            (&["--oidc-username-prefix=p:"], "p:", "RS256"),
+        ] {
+            let Some(security::Authentication::Fixed { config, algorithms: got }) =
+                of(&[&base[..], more].concat()).unwrap()
+            else {
+                panic!("{more:?}")
+            };
+            assert!(config.validate(&[]).is_empty());
+            assert_eq!(config.jwt[0].claim_mappings.username.prefix.as_deref(), Some(prefix), "{more:?}");
+            assert_eq!(got.join(","), algorithms);
+        }
+        let claims = ["--oidc-groups-claim=g", "--oidc-groups-prefix=q:", "--oidc-required-claim=a=b=c"];
+        let Some(security::Authentication::Fixed { config, .. }) =
+            of(&[&base[..], &claims].concat()).unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!(config.jwt[0].claim_mappings.groups.prefix.as_deref(), Some("q:"));
+        assert_eq!(config.jwt[0].claim_validation_rules[0].required_value, "b=c");
+        assert!(
+            of(&[&base[..], &["--oidc-signing-algs=HS256"]].concat())
+                .unwrap_err()
+                .contains("unsupported signing alg")
+        );
+        let problem = |arguments: &[&str]| flags(arguments).authentication.problem().unwrap_or_default();
+        assert!(problem(&["--oidc-groups-claim=g"]).starts_with("oidc-issuer-url and oidc-client-id"));
+        assert!(problem(&["--authentication-config=/x", base[0], base[1]]).ends_with("mutually exclusive"));
+        assert_eq!(problem(&base), "");
     }
 
     #[test]

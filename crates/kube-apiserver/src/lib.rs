@@ -11,19 +11,24 @@ pub mod authentication;
 pub mod authorization;
 pub mod bootstrap;
 pub mod cache;
+mod config_file;
 pub mod custom;
 pub mod discovery;
 pub mod encryption;
+mod file_watch;
 mod flags;
 pub mod flow_control;
 pub mod http;
 pub mod metrics;
+mod outbound;
 pub mod proxy;
 pub mod registry;
 pub mod resource_metrics;
 pub mod seams;
 pub mod security;
 pub mod server;
+mod server_id;
+pub mod tasks;
 pub mod tokens;
 pub mod wire;
 
@@ -42,7 +47,7 @@ use storage::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use crate::flags::Flags;
+pub use crate::flags::{AuthenticationFlags, Flags};
 pub use crate::http::Body;
 pub use crate::registry::access::{SourceEvent, Wanted};
 
@@ -50,6 +55,7 @@ use crate::http::filters::{self, Caller};
 use crate::registry::Registry;
 use crate::registry::access::Access;
 use crate::server::Server;
+use crate::tasks::Tasks;
 
 /// Everything the API server is configured with. PEM is given as content.
 #[derive(Clone)]
@@ -193,7 +199,9 @@ pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
     let mut security = config.security.clone();
     security.secure_port = address.port();
     security.clock = config.clock.clone();
-    let (policy, bootstrap) = security::build(security, access.clone(), access)?;
+    let tasks = Tasks::new(server.kubelets.tasks.clone(), registry.ending.clone());
+    let families = &server.metrics.families;
+    let (policy, bootstrap) = security::build(security, access.clone(), access, families, &tasks).await?;
     registry.policy.store(Some(Arc::new(policy)));
     let handle = Handle { server: server.clone(), address };
     let prepared = Prepared { server, listener, tls: Arc::new(tls), bootstrap, grace: config.shutdown_grace };

@@ -1,10 +1,14 @@
 //! The server's own figures, in Prometheus' text form and under upstream's names.
 
+mod families;
+
 use std::fmt::Write;
 use std::time::Duration;
 
 use hashbrown::{Equivalent, HashMap};
 use parking_lot::Mutex;
+
+pub use families::{Families, Family, hash};
 
 use crate::seams::RequestInfo;
 
@@ -67,6 +71,7 @@ struct Series {
 
 #[derive(Default)]
 pub struct Metrics {
+    pub families: Families,
     requests: Mutex<HashMap<Key, Series>>,
 }
 
@@ -111,6 +116,7 @@ impl Metrics {
     }
 
     pub fn render(&self, out: &mut String) {
+        self.families.render(out);
         let requests = self.requests.lock();
         let labels = |k: &Key| {
             format!(

@@ -37,6 +37,8 @@ pub struct Credentials<'a> {
     pub headers: &'a http::HeaderMap,
     /// DER certificates the client presented, leaf first; empty without TLS client authentication.
     pub peer_certificates: &'a [Vec<u8>],
+    /// What is asked for.
+    pub path: &'a str,
 }
 
 #[async_trait]
@@ -51,6 +53,8 @@ pub enum Decision {
     Allow,
     /// Why not, for the Status message; may be empty.
     Deny(String),
+    /// Nobody allowed it, and somebody could not tell.
+    Failed(String),
 }
 
 #[async_trait]

@@ -6,19 +6,40 @@ pub mod testing;
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use anyhow::Context as _;
 use apimachinery::clock::Clock;
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use crate::admission;
 use crate::allocators::ServiceAllocators;
-use crate::authentication::{self, bootstrap_token, request_header, service_account, token_file, x509};
+use crate::authentication::configuration::{Anonymous, AuthenticationConfiguration};
+use crate::authentication::token_cache::TokenCache;
+use crate::authentication::{
+    self, bootstrap_token, jwt, request_header, service_account, token_file, webhook, x509,
+};
 use crate::authorization::{self, Mode, node::NodeAuthorizer, rbac::Rbac, reviews::Answers};
 use crate::bootstrap::{self, Bootstrap};
+use crate::metrics::Families;
 use crate::seams::{Objects, Policy, Writer};
+use crate::tasks::Tasks;
 use crate::tokens::{Issuer, KeySet, SigningKey};
+
+/// How long users of tokens of issuers are remembered.
+const JWT_CACHE_TTL: Duration = Duration::from_secs(10);
+
+/// Whose tokens are taken, and who may come without.
+#[derive(Clone, Debug)]
+pub enum Authentication {
+    /// A file that was read, and is followed from then on.
+    File { path: PathBuf, text: Vec<u8>, config: AuthenticationConfiguration },
+    /// What flags say, and the algorithms that tokens may be signed by.
+    Fixed { config: AuthenticationConfiguration, algorithms: Vec<String> },
+}
 
 /// Everything identity and policy can be configured with. PEM is given as content, not as paths.
 #[derive(Clone, Debug)]
@@ -32,7 +53,10 @@ pub struct Config {
     /// Content of the static token file.
     pub tokens: Option<String>,
     pub bootstrap_tokens: bool,
+    /// Whether requests without credentials are taken, where `authentication` does not say it.
     pub anonymous: bool,
+    pub authentication: Option<Authentication>,
+    pub token_webhook: Option<webhook::Config>,
     /// Signs new service account tokens; without it none are issued.
     pub service_account_signing_key: Option<Vec<u8>>,
     /// Further keys that tokens may be signed with.
@@ -65,6 +89,8 @@ impl Default for Config {
             tokens: None,
             bootstrap_tokens: true,
             anonymous: true,
+            authentication: None,
+            token_webhook: None,
             service_account_signing_key: None,
             service_account_keys: Vec::new(),
             service_account_issuers: vec!["https://kubernetes.default.svc.cluster.local".to_owned()],
@@ -84,11 +110,13 @@ impl Default for Config {
     }
 }
 
-/// Builds all of it. `objects` must be filled (or filling) caches; nothing is read before the first request.
-pub fn build(
+/// Builds all of it. `objects` must be filled (or filling) caches; nothing is read from them before the first request.
+pub async fn build(
     config: Config,
     objects: Arc<dyn Objects>,
     writer: Arc<dyn Writer>,
+    families: &Families,
+    tasks: &Tasks,
 ) -> anyhow::Result<(Policy, Bootstrap)> {
     let clock = config.clock.clone();
     let pems = config.service_account_signing_key.iter().chain(&config.service_account_keys);
@@ -102,9 +130,15 @@ pub fn build(
         objects.clone(),
         clock.clone(),
         config.service_account_issuers.clone(),
-        audiences.clone(),
         keys.clone(),
     ));
+    let (issuers, anonymous) = issuers(&config, families, tasks)?;
+    let token_webhook = match &config.token_webhook {
+        Some(webhook) => {
+            Some(webhook::TokenWebhook::new(webhook, &audiences, clock.clone(), families).await?)
+        }
+        None => None,
+    };
     let request_header = match &config.request_header_ca {
         Some(ca) => {
             Some(request_header::RequestHeader::new(ca, config.request_header.clone(), clock.clone())?)
@@ -123,7 +157,10 @@ pub fn build(
         bootstrap_tokens: config
             .bootstrap_tokens
             .then(|| bootstrap_token::BootstrapTokens::new(objects.clone(), clock.clone())),
-        anonymous: config.anonymous,
+        jwt: issuers.map(|i| (i, TokenCache::new(JWT_CACHE_TTL, Duration::ZERO, clock.clone(), families))),
+        webhook: token_webhook,
+        anonymous,
+        audiences: audiences.clone(),
     });
     let authorizers = Arc::new(authorization::Chain {
         modes: config.authorization_modes.clone(),
@@ -182,6 +219,34 @@ pub fn build(
     Ok((policy, bootstrap))
 }
 
+/// Issuers of tokens that are not this server's, and who may come without any.
+fn issuers(
+    config: &Config,
+    families: &Families,
+    tasks: &Tasks,
+) -> anyhow::Result<(Option<Arc<jwt::Reloading>>, Anonymous)> {
+    let context = |algorithms: Vec<String>| jwt::Context {
+        tasks: tasks.clone(),
+        clock: config.clock.clone(),
+        families: families.clone(),
+        algorithms,
+        own_issuers: config.service_account_issuers.clone(),
+    };
+    let anonymous = Anonymous { enabled: config.anonymous, conditions: Vec::new() };
+    let wrong = "invalid authentication configuration";
+    Ok(match config.authentication.clone() {
+        None => (None, anonymous),
+        Some(Authentication::Fixed { config, algorithms }) => {
+            (Some(jwt::Reloading::fixed(&config, context(algorithms)).context(wrong)?), anonymous)
+        }
+        Some(Authentication::File { path, text, config }) => {
+            let context = context(jwt::ALGORITHMS.map(str::to_owned).to_vec());
+            let issuers = jwt::Reloading::follow(path, text, &config, context).context(wrong)?;
+            (Some(issuers), config.anonymous.unwrap_or(anonymous))
+        }
+    })
+}
+
 /// What extension API servers read to trust the same clients.
 fn extension_authentication(config: &Config) -> Map<String, Value> {
     let mut data = Map::new();
@@ -214,7 +279,9 @@ mod tests {
         let objects = Arc::new(FakeObjects::default());
         let key = rcgen::KeyPair::generate().unwrap().serialize_pem().into_bytes();
         let config = Config { service_account_signing_key: Some(key), ..Config::default() };
-        let (policy, bootstrap) = build(config, objects.clone(), objects.clone()).unwrap();
+        let (families, tasks) = (Families::default(), Tasks::default());
+        let built = build(config, objects.clone(), objects.clone(), &families, &tasks).await;
+        let (policy, bootstrap) = built.unwrap();
         let mut ready = bootstrap.ready();
         let shutdown = tokio_util::sync::CancellationToken::new();
         let task = tokio::spawn(bootstrap.run(shutdown.clone()));
@@ -230,7 +297,7 @@ mod tests {
         let mut headers = http::HeaderMap::new();
         let bearer = format!("Bearer {}", answer["status"]["token"].as_str().unwrap());
         headers.insert("authorization", bearer.parse().unwrap());
-        let credentials = || Credentials { headers: &headers, peer_certificates: &[] };
+        let credentials = || Credentials { headers: &headers, peer_certificates: &[], path: "/api" };
         let user = policy.authenticator.authenticate(credentials()).await.unwrap();
         assert_eq!(user.name, "system:serviceaccount:kube-system:job-controller");
         let request = |verb: &str, resource: &str| RequestInfo {

@@ -94,8 +94,10 @@ pub async fn impersonate(
 ) -> Result<Option<UserInfo>, Status> {
     let Some(mut target) = wanted(headers)? else { return Ok(None) };
     for request in needed(&target) {
-        if let Decision::Deny(reason) = authorizer.authorize(user, &request).await {
-            return Err(failure::access_denied(user, &request, &reason));
+        match authorizer.authorize(user, &request).await {
+            Decision::Allow => {}
+            Decision::Deny(why) => return Err(failure::access_denied(user, &request, &why)),
+            Decision::Failed(_) => return Err(failure::access_denied(user, &request, "")),
         }
     }
     if target.groups.is_empty()

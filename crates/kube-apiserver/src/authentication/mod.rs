@@ -1,10 +1,14 @@
 //! Who is asking: front-proxy headers, client certificates, then bearer tokens; without credentials, anonymous.
 
 pub mod bootstrap_token;
+pub mod configuration;
 pub mod impersonation;
+pub mod jwt;
 pub mod request_header;
 pub mod service_account;
+pub mod token_cache;
 pub mod token_file;
+pub mod webhook;
 pub mod x509;
 
 use std::sync::Arc;
@@ -14,9 +18,11 @@ use apimachinery::user::{ALL_AUTHENTICATED, UserInfo};
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::FutureExt;
 
 use crate::seams::{Authenticator, Credentials};
 use crate::security::failure;
+use token_cache::{Outcome, TokenCache};
 
 const WEBSOCKET_TOKEN_PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
 
@@ -27,19 +33,69 @@ pub struct Chain {
     pub token_file: Option<token_file::TokenFile>,
     pub service_accounts: Option<Arc<service_account::ServiceAccounts>>,
     pub bootstrap_tokens: Option<bootstrap_token::BootstrapTokens>,
-    pub anonymous: bool,
+    pub jwt: Option<(Arc<jwt::Reloading>, TokenCache)>,
+    pub webhook: Option<webhook::TokenWebhook>,
+    pub anonymous: configuration::Anonymous,
+    /// What this server answers to.
+    pub audiences: Vec<String>,
 }
 
 impl Chain {
-    /// The user a bearer token stands for, or `None` when nobody accepts it, with the audiences it is good for.
-    pub fn authenticate_token(&self, token: &str, audiences: &[String]) -> Option<(UserInfo, Vec<String>)> {
-        if let Some(user) = self.token_file.as_ref().and_then(|t| t.user(token)) {
-            return Some((user, Vec::new()));
+    /// The user a bearer token stands for and those of `audiences` it is good for, or why nobody accepts it.
+    pub async fn authenticate_token(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<(UserInfo, Vec<String>), String> {
+        // Tokens that know no audience are good for this server alone.
+        let own: Vec<String> = audiences.iter().filter(|a| self.audiences.contains(a)).cloned().collect();
+        if let Some(user) = self.token_file.as_ref().and_then(|t| t.user(token))
+            && !own.is_empty()
+        {
+            return Ok((user, own));
         }
-        if let Some(found) = self.service_accounts.as_ref().and_then(|s| s.authenticate(token, audiences)) {
-            return Some(found);
+        let mut errors: Vec<String> = Vec::new();
+        let mut take = |outcome: Outcome| match outcome {
+            Ok(found) => found,
+            Err(why) => {
+                if !errors.contains(&why) {
+                    errors.push(why);
+                }
+                None
+            }
+        };
+        if let Some(found) =
+            self.service_accounts.as_ref().and_then(|s| take(s.authenticate(token, audiences)))
+        {
+            return Ok(found);
         }
-        self.bootstrap_tokens.as_ref().and_then(|b| b.user(token)).map(|user| (user, Vec::new()))
+        if let Some(user) = self.bootstrap_tokens.as_ref().and_then(|b| b.user(token))
+            && !own.is_empty()
+        {
+            return Ok((user, own));
+        }
+        // Those that may have to ask others come last.
+        if let Some((issuers, cache)) = &self.jwt
+            && !own.is_empty()
+        {
+            let look_up = || {
+                let (issuers, token, own) = (issuers.clone(), token.to_owned(), own.clone());
+                async move { Ok(issuers.authenticate(&token).await?.map(|user| (user, own))) }.boxed()
+            };
+            if let Some(found) = take(cache.get(token, &own, look_up).await) {
+                return Ok(found);
+            }
+        }
+        if let Some(webhook) = &self.webhook
+            && let Some(found) = take(webhook.authenticate(token, audiences).await)
+        {
+            return Ok(found);
+        }
+        Err(match errors.len() {
+            0 => "invalid bearer token".to_owned(),
+            1 => errors.swap_remove(0),
+            _ => format!("[{}]", errors.join(", ")),
+        })
     }
 }
 
@@ -89,13 +145,15 @@ impl Authenticator for Chain {
             }
         }
         if let Some(token) = bearer_token(credentials.headers) {
-            let own = self.service_accounts.as_ref().map(|s| s.audiences().to_vec()).unwrap_or_default();
-            return match self.authenticate_token(&token, &own) {
-                Some((user, _)) => Ok(authenticated(user)),
-                None => Err(failure::unauthorized()),
+            return match self.authenticate_token(&token, &self.audiences).await {
+                Ok((user, _)) => Ok(authenticated(user)),
+                Err(why) => {
+                    tracing::debug!(%why, "Unable to authenticate the request");
+                    Err(failure::unauthorized())
+                }
             };
         }
-        if rejected || !self.anonymous {
+        if rejected || !self.anonymous.admits(credentials.path) {
             return Err(failure::unauthorized());
         }
         Ok(UserInfo::anonymous())

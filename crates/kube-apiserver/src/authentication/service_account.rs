@@ -8,6 +8,7 @@ use apimachinery::user::UserInfo;
 use parking_lot::Mutex;
 use sha2::Digest as _;
 
+use super::token_cache::Outcome;
 use crate::seams::Objects;
 use crate::tokens::claims::Reference;
 use crate::tokens::{Claims, KeySet};
@@ -21,7 +22,6 @@ pub struct ServiceAccounts {
     objects: Arc<dyn Objects>,
     clock: Clock,
     issuers: Vec<String>,
-    audiences: Vec<String>,
     keys: KeySet,
     verified: Mutex<HashMap<[u8; 32], Arc<Claims>>>,
 }
@@ -31,25 +31,20 @@ impl ServiceAccounts {
         objects: Arc<dyn Objects>,
         clock: Clock,
         issuers: Vec<String>,
-        audiences: Vec<String>,
         keys: KeySet,
     ) -> ServiceAccounts {
-        ServiceAccounts { objects, clock, issuers, audiences, keys, verified: Mutex::default() }
+        ServiceAccounts { objects, clock, issuers, keys, verified: Mutex::default() }
     }
 
-    /// The audiences this server answers to.
-    pub fn audiences(&self) -> &[String] {
-        &self.audiences
-    }
-
-    /// The account a token is for and those of `audiences` it is good for.
-    pub fn authenticate(&self, token: &str, audiences: &[String]) -> Option<(UserInfo, Vec<String>)> {
+    /// The account a token is for and those of `audiences` it is good for; `None` for tokens of other issuers.
+    pub fn authenticate(&self, token: &str, audiences: &[String]) -> Outcome {
         let digest: [u8; 32] = sha2::Sha256::digest(token.as_bytes()).into();
         let known = self.verified.lock().get(&digest).cloned();
         let claims = match known {
             Some(claims) => claims,
             None => {
-                let claims = Arc::new(Claims::verify(token, &self.issuers, &self.keys)?);
+                let Some(claims) = Claims::verify(token, &self.issuers, &self.keys)? else { return Ok(None) };
+                let claims = Arc::new(claims);
                 let mut verified = self.verified.lock();
                 if verified.len() >= REMEMBERED_MAX {
                     verified.clear();
@@ -60,20 +55,28 @@ impl ServiceAccounts {
         };
         let matching: Vec<String> = audiences.iter().filter(|a| claims.aud.contains(a)).cloned().collect();
         if matching.is_empty() {
-            return None;
+            return Err(format!(
+                "token audiences {} is invalid for the target audiences {}",
+                quoted(&claims.aud),
+                quoted(audiences)
+            ));
         }
-        let user = self.check(&claims)?;
-        Some((user, matching))
+        Ok(Some((self.check(&claims)?, matching)))
     }
 
-    fn check(&self, claims: &Claims) -> Option<UserInfo> {
+    fn check(&self, claims: &Claims) -> Result<UserInfo, String> {
         let now = self.clock.now().as_second();
-        if now > claims.exp + LEEWAY_SECONDS
-            || now + LEEWAY_SECONDS < claims.nbf
-            || now + LEEWAY_SECONDS < claims.iat
-        {
-            return None;
+        if now > claims.exp + LEEWAY_SECONDS {
+            return Err("service account token has expired".to_owned());
         }
+        if now + LEEWAY_SECONDS < claims.nbf || now + LEEWAY_SECONDS < claims.iat {
+            return Err("service account token is not valid yet".to_owned());
+        }
+        self.account(claims, now).ok_or_else(|| "service account token has been invalidated".to_owned())
+    }
+
+    /// The account, if it and all that the token is bound to are there still.
+    fn account(&self, claims: &Claims, now: i64) -> Option<UserInfo> {
         let private = &claims.kubernetes;
         let namespace = private.namespace.as_str();
         let account = &private.serviceaccount;
@@ -131,6 +134,12 @@ impl ServiceAccounts {
     }
 }
 
+/// Texts as Go quotes a list of them.
+fn quoted(texts: &[String]) -> String {
+    let quoted: Vec<String> = texts.iter().map(|t| format!("{t:?}")).collect();
+    format!("[{}]", quoted.join(" "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,7 +164,7 @@ mod tests {
             expiration_seconds_max: None,
             extend_expiration: true,
         };
-        (issuer, ServiceAccounts::new(objects, clock, names.clone(), names, keys))
+        (issuer, ServiceAccounts::new(objects, clock, names, keys))
     }
 
     #[test]
@@ -168,28 +177,29 @@ mod tests {
         objects.put("", "pods", pod);
         let now: jiff::Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
         let (issuer, accounts) = issuer(objects.clone(), Clock::from_fn(move || now));
-        let own = accounts.audiences().to_vec();
+        let own = vec![ISSUER.to_owned()];
         let issue = |spec: Value| issuer.issue("a", "default", json!({"spec": spec}));
         let token = |answer: &Value| answer["status"]["token"].as_str().unwrap().to_owned();
 
         let answer = issue(json!({})).unwrap();
         assert_eq!(answer["status"]["expirationTimestamp"], "2030-01-01T01:00:00Z");
-        let (user, _) = accounts.authenticate(&token(&answer), &own).unwrap();
+        let (user, _) = accounts.authenticate(&token(&answer), &own).unwrap().unwrap();
         assert_eq!(user.name, "system:serviceaccount:a:default");
         assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:a"]);
 
         let foreign = issue(json!({"audiences": ["vault"]})).unwrap();
-        assert!(accounts.authenticate(&token(&foreign), &own).is_none());
-        assert!(accounts.authenticate(&token(&foreign), &["vault".to_owned()]).is_some());
+        assert!(accounts.authenticate(&token(&foreign), &own).is_err());
+        assert!(accounts.authenticate(&token(&foreign), &["vault".to_owned()]).is_ok());
 
         let bound = json!({"expirationSeconds": 3607,
                            "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "uid-p"}});
         let bound = token(&issue(bound).unwrap());
-        let (user, _) = accounts.authenticate(&bound, &own).unwrap();
+        let (user, _) = accounts.authenticate(&bound, &own).unwrap().unwrap();
         assert_eq!(user.extra["authentication.kubernetes.io/pod-name"], ["p"]);
         assert_eq!(user.extra["authentication.kubernetes.io/node-uid"], ["uid-n1"]);
         objects.put("", "pods", json!({"metadata": {"namespace": "a", "name": "p", "uid": "another"}}));
-        assert!(accounts.authenticate(&bound, &own).is_none(), "bound to the pod that is gone");
+        let gone = accounts.authenticate(&bound, &own).unwrap_err();
+        assert_eq!(gone, "service account token has been invalidated", "bound to the pod that is gone");
 
         for (spec, code) in [
             (json!({"expirationSeconds": 10}), 422),
@@ -201,6 +211,7 @@ mod tests {
         }
         let mut forged = token(&answer);
         forged.pop();
-        assert!(accounts.authenticate(&forged, &own).is_none());
+        assert_eq!(accounts.authenticate(&forged, &own), Ok(None));
+        assert_eq!(accounts.authenticate("a.e30.b", &own), Ok(None));
     }
 }

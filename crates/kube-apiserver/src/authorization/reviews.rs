@@ -200,7 +200,7 @@ impl Answers {
         Ok(())
     }
 
-    fn token(&self, object: &mut Value) -> Result<(), Status> {
+    async fn token(&self, object: &mut Value) -> Result<(), Status> {
         let spec = &object["spec"];
         let token = text(&spec["token"]);
         if token.is_empty() {
@@ -208,18 +208,12 @@ impl Answers {
         }
         let asked = strings(&spec["audiences"]);
         let audiences = if asked.is_empty() { self.issuer.audiences.clone() } else { asked.clone() };
-        object["status"] = match self.authenticators.authenticate_token(&token, &audiences) {
-            Some((user, good_for)) => {
+        object["status"] = match self.authenticators.authenticate_token(&token, &audiences).await {
+            Ok((user, good_for)) => {
                 let user = authentication::authenticated(user);
-                let mut status = json!({"authenticated": true, "user": user_json(&user)});
-                // Tokens that carry no audience are good for this server alone.
-                let good_for = if good_for.is_empty() { self.issuer.audiences.clone() } else { good_for };
-                status["audiences"] = json!(good_for);
-                status
+                json!({"authenticated": true, "user": user_json(&user), "audiences": good_for})
             }
-            None => {
-                json!({"user": {}, "error": "[invalid bearer token, service account token has been invalidated]"})
-            }
+            Err(why) => json!({"user": {}, "error": why}),
         };
         Ok(())
     }
@@ -238,7 +232,7 @@ impl Reviews for Answers {
             return Err(failure::bad_request("the request body is not an object"));
         }
         match resource {
-            "tokenreviews" => self.token(&mut object)?,
+            "tokenreviews" => self.token(&mut object).await?,
             "selfsubjectreviews" => {
                 object["metadata"]["creationTimestamp"] = json!(self.clock.now_rfc3339());
                 object["status"] = json!({"userInfo": user_json(user)});

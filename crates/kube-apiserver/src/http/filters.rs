@@ -165,7 +165,11 @@ async fn answer(
     call.user = match caller {
         Caller::Known(user) => user,
         Caller::Wire { certificates, .. } => {
-            let credentials = Credentials { headers: &call.headers, peer_certificates: &certificates };
+            let credentials = Credentials {
+                headers: &call.headers,
+                peer_certificates: &certificates,
+                path: call.uri.path(),
+            };
             let user = policy.authenticator.authenticate(credentials).await?;
             match policy.reviews.impersonate(&user, &call.headers).await? {
                 Some(other) => {
@@ -198,10 +202,16 @@ async fn answer(
             _slot = Some(slot(server, &call.info).await?);
         }
     }
-    if let Decision::Deny(reason) = policy.authorizer.authorize(&call.user, &call.info).await
-        && !(unguarded && call.user.name == apimachinery::user::ANONYMOUS)
-    {
-        return Err(failure::access_denied(&call.user, &call.info, &reason));
+    let open = unguarded && call.user.name == apimachinery::user::ANONYMOUS;
+    match policy.authorizer.authorize(&call.user, &call.info).await {
+        Decision::Allow => {}
+        _ if open => {}
+        Decision::Deny(reason) => return Err(failure::access_denied(&call.user, &call.info, &reason)),
+        Decision::Failed(why) => {
+            let uri = call.uri.path_and_query().map_or("/", |p| p.as_str());
+            let text = failure::for_browsers(&format!("Internal Server Error: {uri:?}: {why}\n"));
+            return Ok(respond::text(http::StatusCode::INTERNAL_SERVER_ERROR, text));
+        }
     }
     if long {
         return dispatch(server, call).await;

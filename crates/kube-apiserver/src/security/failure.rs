@@ -141,7 +141,11 @@ fn access_message(user: &UserInfo, request: &RequestInfo) -> String {
             user.name, request.verb, request.group
         )
     };
-    // Names reach browsers in this text; it must not become markup.
+    for_browsers(&text)
+}
+
+/// Names reach browsers in texts; they must not become markup.
+pub fn for_browsers(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

@@ -68,17 +68,47 @@ struct Header {
 }
 
 impl Claims {
-    /// The claims of a token that `issuer` issued and one of `keys` signed. Times and objects are not checked.
-    pub fn verify(token: &str, issuers: &[String], keys: &KeySet) -> Option<Claims> {
+    /// The claims of a token that one of `issuers` issued and one of `keys` signed; `None` for tokens of others. Times
+    /// and objects are not checked.
+    pub fn verify(token: &str, issuers: &[String], keys: &KeySet) -> Result<Option<Claims>, String> {
+        let Some(parts) = Parts::of(token) else { return Ok(None) };
+        let issuer = serde_json::from_slice::<Issued>(&parts.payload).ok().map(|i| i.iss);
+        if !issuer.is_some_and(|i| issuers.contains(&i)) {
+            return Ok(None);
+        }
+        let claims = serde_json::from_slice(&parts.payload).map_err(|e| e.to_string())?;
+        let Header { alg, kid } = parts.header;
+        if keys.verifies(&alg, kid.as_deref(), parts.message.as_bytes(), &parts.signature) {
+            Ok(Some(claims))
+        } else {
+            Err("go-jose/go-jose: error in cryptographic primitive".to_owned())
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Issued {
+    #[serde(default)]
+    iss: String,
+}
+
+/// A token taken apart.
+struct Parts<'a> {
+    header: Header,
+    payload: Vec<u8>,
+    message: &'a str,
+    signature: Vec<u8>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(token: &'a str) -> Option<Parts<'a>> {
         let (message, signature) = token.rsplit_once('.')?;
         let (header, payload) = message.split_once('.')?;
-        let payload = URL_SAFE_NO_PAD.decode(payload).ok()?;
-        let claims: Claims = serde_json::from_slice(&payload).ok()?;
-        if !issuers.contains(&claims.iss) {
-            return None;
-        }
-        let header: Header = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
-        let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
-        keys.verifies(&header.alg, header.kid.as_deref(), message.as_bytes(), &signature).then_some(claims)
+        Some(Parts {
+            header: serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?,
+            payload: URL_SAFE_NO_PAD.decode(payload).ok()?,
+            message,
+            signature: URL_SAFE_NO_PAD.decode(signature).ok()?,
+        })
     }
 }

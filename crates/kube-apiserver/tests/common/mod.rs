@@ -1,6 +1,8 @@
 //! A server to test against, with a client that may do anything.
 #![allow(dead_code)]
 
+pub mod https;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
