@@ -19,8 +19,17 @@ const DEPTH_MAX: usize = 100;
 /// The declaration of a schema; `None` where expressions see nothing of it. `root` is for the root of a resource,
 /// which has a kind and a name whether the schema says so or not. `name` is what an object type is called.
 pub fn declare(schema: &Value, root: bool, name: &str) -> Option<Arc<Decl>> {
-    declare_at(schema, root, name, 0)
+    declare_at(schema, root, name, 0, escape)
 }
+
+/// The declaration of something that Kubernetes describes by itself, such as a request: expressions spell its fields as
+/// they are, where those of resources are escaped.
+pub fn declare_plain(schema: &Value, name: &str) -> Option<Arc<Decl>> {
+    declare_at(schema, false, name, 0, |field| Some(field.to_owned()))
+}
+
+/// How expressions spell the name of a field; `None` where they cannot.
+type Spelling = fn(&str) -> Option<String>;
 
 fn flag(schema: &Value, name: &str) -> bool {
     schema[name] == true
@@ -31,7 +40,7 @@ pub(crate) fn embedded(schema: &Value) -> bool {
     flag(schema, "x-kubernetes-embedded-resource")
 }
 
-fn declare_at(schema: &Value, root: bool, name: &str, depth: usize) -> Option<Arc<Decl>> {
+fn declare_at(schema: &Value, root: bool, name: &str, depth: usize, spell: Spelling) -> Option<Arc<Decl>> {
     if depth > DEPTH_MAX {
         return None;
     }
@@ -49,7 +58,7 @@ fn declare_at(schema: &Value, root: bool, name: &str, depth: usize) -> Option<Ar
             if !items.is_object() {
                 return None;
             }
-            let element = declare_at(items, embedded(items), &format!("{name}.@idx"), depth + 1)?;
+            let element = declare_at(items, embedded(items), &format!("{name}.@idx"), depth + 1, spell)?;
             let max = count("maxItems").unwrap_or((REQUEST_BYTES_MAX - 2) / (element.min_size + 1));
             let list_type = match schema["x-kubernetes-list-type"].as_str() {
                 Some("set") => ListType::Set,
@@ -69,11 +78,11 @@ fn declare_at(schema: &Value, root: bool, name: &str, depth: usize) -> Option<Ar
             let additional = &schema["additionalProperties"];
             if additional.is_object() && !root {
                 let value =
-                    declare_at(additional, embedded(additional), &format!("{name}.@elem"), depth + 1)?;
+                    declare_at(additional, embedded(additional), &format!("{name}.@elem"), depth + 1, spell)?;
                 let max = count("maxProperties").unwrap_or((REQUEST_BYTES_MAX - 2) / (value.min_size + 6));
                 return made(DeclKind::Map(value), max, 2);
             }
-            let (fields, min_size) = declare_fields(schema, root, name, depth);
+            let (fields, min_size) = declare_fields(schema, root, name, depth, spell);
             made(DeclKind::Object(Arc::new(Object { name: name.into(), fields })), 0, min_size)
         }
         "string" => {
@@ -106,6 +115,7 @@ fn declare_fields(
     root: bool,
     name: &str,
     depth: usize,
+    spell: Spelling,
 ) -> (BTreeMap<String, ObjectField>, u64) {
     let mut fields = BTreeMap::new();
     let mut min_size = 2;
@@ -120,12 +130,12 @@ fn declare_fields(
     let given = given.filter(|(n, _)| !root || complete || !added.iter().any(|(a, _)| a == n));
     let added = added.into_iter().filter(|_| root && !complete);
     for (property, inner) in given.chain(added) {
-        let inner_name = escape(property).map(|e| format!("{name}.{e}")).unwrap_or_default();
-        let Some(decl) = declare_at(inner, embedded(inner), &inner_name, depth + 1) else { continue };
+        let inner_name = spell(property).map(|e| format!("{name}.{e}")).unwrap_or_default();
+        let Some(decl) = declare_at(inner, embedded(inner), &inner_name, depth + 1, spell) else { continue };
         if required(property) && inner.get("default").is_none() {
             min_size += property.len() as u64 + decl.min_size + 4;
         }
-        if let Some(escaped) = escape(property) {
+        if let Some(escaped) = spell(property) {
             fields.insert(escaped, ObjectField { name: property.to_owned(), decl });
         }
     }

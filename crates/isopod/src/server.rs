@@ -160,6 +160,7 @@ fn apiserver_config(
     security.service_cidrs = vec![flags.service_cidr];
     security.advertise_address = node_ip;
     flags.authentication.apply(None, security)?;
+    flags.authorization.apply(&["Node", "RBAC"], security)?;
     config.kubelet.certificate = Some(kubelet_client.certificate.into_bytes());
     config.kubelet.key = Some(kubelet_client.key.into_bytes());
     config.kubelet.ca = Some(pki.ca_certificate().as_bytes().to_vec());

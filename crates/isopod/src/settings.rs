@@ -83,6 +83,8 @@ pub struct ServerFlags {
     pub encryption_provider_config: Option<PathBuf>,
     #[command(flatten)]
     pub authentication: kube_apiserver::AuthenticationFlags,
+    #[command(flatten)]
+    pub authorization: kube_apiserver::AuthorizationFlags,
     /// Which requests the audit log tells of, and how much: a Policy of audit.k8s.io/v1
     #[arg(long, requires = "audit_log_path")]
     pub audit_policy_file: Option<PathBuf>,

@@ -47,7 +47,7 @@ use storage::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use crate::flags::{AuthenticationFlags, Flags};
+pub use crate::flags::{AuthenticationFlags, AuthorizationFlags, Flags};
 pub use crate::http::Body;
 pub use crate::registry::access::{SourceEvent, Wanted};
 

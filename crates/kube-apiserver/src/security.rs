@@ -22,6 +22,8 @@ use crate::authentication::token_cache::TokenCache;
 use crate::authentication::{
     self, bootstrap_token, jwt, request_header, service_account, token_file, webhook, x509,
 };
+use crate::authorization::abac::Policies;
+use crate::authorization::configuration::AuthorizationConfiguration;
 use crate::authorization::{self, Mode, node::NodeAuthorizer, rbac::Rbac, reviews::Answers};
 use crate::bootstrap::{self, Bootstrap};
 use crate::metrics::Families;
@@ -68,7 +70,11 @@ pub struct Config {
     pub service_account_jwks_uri: Option<String>,
     pub service_account_max_token_expiration_seconds: Option<i64>,
     pub service_account_extend_token_expiration: bool,
-    pub authorization_modes: Vec<Mode>,
+    pub authorization: AuthorizationConfiguration,
+    /// Where that was read from, to be followed.
+    pub authorization_file: Option<(PathBuf, Vec<u8>)>,
+    /// The ABAC policy file: its path and what it says.
+    pub abac_policies: Option<(String, String)>,
     pub enable_admission_plugins: Vec<String>,
     pub disable_admission_plugins: Vec<String>,
     pub service_cidrs: Vec<IpNet>,
@@ -98,7 +104,9 @@ impl Default for Config {
             service_account_jwks_uri: None,
             service_account_max_token_expiration_seconds: None,
             service_account_extend_token_expiration: true,
-            authorization_modes: vec![Mode::Node, Mode::Rbac],
+            authorization: AuthorizationConfiguration::of_modes(&[Mode::Node, Mode::Rbac], None),
+            authorization_file: None,
+            abac_policies: None,
             enable_admission_plugins: Vec::new(),
             disable_admission_plugins: Vec::new(),
             service_cidrs: vec![IpNet::from(ipnet::Ipv4Net::new_assert([10, 96, 0, 0].into(), 12))],
@@ -162,11 +170,20 @@ pub async fn build(
         anonymous,
         audiences: audiences.clone(),
     });
-    let authorizers = Arc::new(authorization::Chain {
-        modes: config.authorization_modes.clone(),
-        node: NodeAuthorizer::new(objects.clone(), bootstrap::rbac::role_rules("system:node")),
-        rbac: Arc::new(Rbac::new(objects.clone())),
-    });
+    let authorization =
+        authorization::Context { clock: clock.clone(), families: families.clone(), tasks: tasks.clone() };
+    let policies = config.abac_policies.as_ref().map(|(path, text)| Policies::parse(path, text));
+    let authorizers = authorization::Chain::new(
+        &config.authorization,
+        NodeAuthorizer::new(objects.clone(), bootstrap::rbac::role_rules("system:node")),
+        Arc::new(Rbac::new(objects.clone())),
+        policies.transpose()?,
+        &authorization,
+    );
+    let authorizers = Arc::new(authorizers.await?);
+    if let Some((path, text)) = config.authorization_file.clone() {
+        authorizers.follow(path, text, authorization);
+    }
     let jwks_uri = config.service_account_jwks_uri.clone().unwrap_or_else(|| {
         let address = std::net::SocketAddr::new(config.advertise_address, config.secure_port);
         format!("https://{address}/openid/v1/jwks")

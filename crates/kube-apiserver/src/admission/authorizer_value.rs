@@ -23,7 +23,7 @@ enum Step {
     Path(String),
     Group(String),
     Resource(RequestInfo),
-    Decision { allowed: bool, reason: String },
+    Decision { allowed: bool, reason: String, error: Option<String> },
 }
 
 impl std::fmt::Debug for Check {
@@ -62,8 +62,9 @@ impl Check {
     }
 
     fn decide(&self, request: &RequestInfo) -> Result<Value<'static>, Error> {
-        let (allowed, reason) = self.chain.decide(&self.user, request);
-        self.next(Step::Decision { allowed, reason })
+        let opinion = self.chain.decide_now(&self.user, request);
+        let allowed = opinion.is_allowed();
+        self.next(Step::Decision { allowed, reason: opinion.reason, error: opinion.error })
     }
 }
 
@@ -140,8 +141,8 @@ impl Opaque for Check {
             (Step::Resource(info), "check", Some(verb)) => self.decide(&RequestInfo { verb, ..info.clone() }),
             (Step::Decision { allowed, .. }, "allowed", None) => Ok(Value::Bool(*allowed)),
             (Step::Decision { reason, .. }, "reason", None) => Ok(reason.clone().into()),
-            (Step::Decision { .. }, "errored", None) => Ok(Value::Bool(false)),
-            (Step::Decision { .. }, "error", None) => Ok(String::new().into()),
+            (Step::Decision { error, .. }, "errored", None) => Ok(Value::Bool(error.is_some())),
+            (Step::Decision { error, .. }, "error", None) => Ok(error.clone().unwrap_or_default().into()),
             _ => fail("no such overload"),
         }
     }

@@ -45,7 +45,7 @@ fn may(context: &Context, request: &AdmissionRequest<'_>, verb: &str, signer: &s
             name,
             ..RequestInfo::default()
         };
-        context.authorizers.decide(request.user, &asks).0
+        context.authorizers.decide_now(request.user, &asks).is_allowed()
     })
 }
 

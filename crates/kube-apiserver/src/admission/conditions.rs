@@ -34,7 +34,7 @@ static REQUEST: LazyLock<Type> = LazyLock::new(|| {
         "requestResource": resource, "requestSubResource": text, "name": text, "namespace": text, "operation": text,
         "userInfo": user, "dryRun": {"type": "boolean"}, "options": {"x-kubernetes-int-or-string": true}}),
     );
-    expression::schema::declare(&request, false, "kubernetes.AdmissionRequest").map_or(Type::Dyn, |d| d.ty())
+    expression::schema::declare_plain(&request, "kubernetes.AdmissionRequest").map_or(Type::Dyn, |d| d.ty())
 });
 
 /// What its namespace looks like.
@@ -54,7 +54,7 @@ static NAMESPACE: LazyLock<Type> = LazyLock::new(|| {
     );
     let namespace = object(json!({"metadata": metadata, "spec": object(json!({"finalizers": texts})),
         "status": object(json!({"conditions": {"type": "array", "items": condition}, "phase": text}))}));
-    expression::schema::declare(&namespace, false, "kubernetes.Namespace").map_or(Type::Dyn, |d| d.ty())
+    expression::schema::declare_plain(&namespace, "kubernetes.Namespace").map_or(Type::Dyn, |d| d.ty())
 });
 
 /// What expressions that decide whether a webhook is asked may use.
@@ -289,6 +289,7 @@ mod tests {
         let resource = "validatingwebhookconfigurations";
         for (expression, want) in [
             ("object.metadata.namespace == 'production'", None),
+            ("request.namespace == 'production'", None),
             ("authorizer.group('').resource('pods').namespace('x').check('get').allowed()", None),
             ("authorizer.requestResource.check('get').allowed() && request.userInfo.username == 'x'", None),
             ("... [] bad expression", Some("compilation failed")),

@@ -266,11 +266,9 @@ pub(crate) mod testing {
     use apimachinery::user::UserInfo;
 
     pub fn context(objects: &Arc<FakeObjects>) -> Context {
-        let authorizers = authorization::Chain {
-            modes: vec![Mode::Rbac],
-            node: NodeAuthorizer::new(objects.clone(), vec![]),
-            rbac: Arc::new(Rbac::new(objects.clone())),
-        };
+        let node = NodeAuthorizer::new(objects.clone(), vec![]);
+        let authorizers =
+            authorization::Chain::of_modes(&[Mode::Rbac], node, Arc::new(Rbac::new(objects.clone())));
         Context {
             objects: objects.clone(),
             writer: objects.clone(),

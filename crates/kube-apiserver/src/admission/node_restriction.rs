@@ -299,7 +299,7 @@ fn token(context: &Context, node: &str, request: &AdmissionRequest<'_>) -> Resul
         name: request.name.into(),
         ..RequestInfo::default()
     };
-    if context.authorizers.decide(request.user, &asks).0 {
+    if context.authorizers.decide_now(request.user, &asks).is_allowed() {
         return Ok(());
     }
     say(&format!(

@@ -30,7 +30,7 @@ pub(super) fn validate(context: &Context, request: &mut AdmissionRequest<'_>) ->
             name: name.into(),
             ..RequestInfo::default()
         };
-        context.authorizers.decide(request.user, &asks).0
+        context.authorizers.decide_now(request.user, &asks).is_allowed()
     };
     let may_delete = asks("delete", request.group, request.resource, "", request.namespace, request.name);
     if request.operation == Operation::Update && !may_delete {

@@ -148,7 +148,7 @@ static USER: LazyLock<Environment> = LazyLock::new(|| {
     let texts = json!({"type": "array", "items": text});
     let user = json!({"type": "object", "properties": {"username": text, "uid": text, "groups": texts,
         "extra": {"type": "object", "additionalProperties": texts}}});
-    let declared = expression::schema::declare(&user, false, "kubernetes.UserInfo");
+    let declared = expression::schema::declare_plain(&user, "kubernetes.UserInfo");
     Environment::default().variable("user", declared.map_or(Type::Dyn, |d| d.ty()))
 });
 

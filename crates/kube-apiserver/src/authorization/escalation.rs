@@ -68,7 +68,7 @@ pub fn check(chain: &Chain, request: &AdmissionRequest<'_>) -> Result<(), Status
     match request.resource {
         "roles" | "clusterroles" => {
             let escalate = asks("escalate", request.resource, request.name, request.namespace);
-            if chain.decide(user, &escalate).0 {
+            if chain.decide_now(user, &escalate).is_allowed() {
                 return Ok(());
             }
             confirm(chain, request, &rules_of(object))?;
@@ -86,7 +86,7 @@ pub fn check(chain: &Chain, request: &AdmissionRequest<'_>) -> Result<(), Status
         "rolebindings" | "clusterrolebindings" => {
             let role: RoleRef = serde_json::from_value(object["roleRef"].clone()).unwrap_or_default();
             let resource = if role.kind == "ClusterRole" { "clusterroles" } else { "roles" };
-            if chain.decide(user, &asks("bind", resource, &role.name, request.namespace)).0 {
+            if chain.decide_now(user, &asks("bind", resource, &role.name, request.namespace)).is_allowed() {
                 return Ok(());
             }
             let Some(rules) = chain.rbac.role_rules(&role, request.namespace) else {

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use apimachinery::clock::Clock;
-use apimachinery::status::Status;
+use apimachinery::field_path::Path;
+use apimachinery::selector::{FieldSelector, LabelSelector};
+use apimachinery::status::{FieldError, Status};
 use apimachinery::user::UserInfo;
+use apimachinery::validation;
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 
-use super::Chain;
+use super::{Chain, Verdict};
 use crate::authentication;
 use crate::seams::{RequestInfo, Reviews};
 use crate::security::failure;
@@ -70,7 +73,7 @@ fn described(spec: &Value) -> RequestInfo {
 }
 
 fn selector(value: &Value) -> Option<String> {
-    if let Some(raw) = value["rawSelector"].as_str() {
+    if let Some(raw) = value["rawSelector"].as_str().filter(|r| !r.is_empty()) {
         return Some(raw.to_owned());
     }
     let parts: Vec<String> = value["requirements"]
@@ -119,8 +122,89 @@ fn spec_problem(resource: &str, spec: &Value) -> Option<(&'static str, String)> 
     None
 }
 
+/// What is wrong with the selectors of a spec.
+fn selector_problems(attributes: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    for name in ["fieldSelector", "labelSelector"] {
+        let selector = &attributes[name];
+        if !selector.is_object() {
+            continue;
+        }
+        let path = Path::new("spec").child("resourceAttributes").child(name);
+        let raw = selector["rawSelector"].as_str().unwrap_or_default();
+        let requirements = selector["requirements"].as_array().cloned().unwrap_or_default();
+        if !raw.is_empty() && !requirements.is_empty() {
+            let why = "may not specified at the same time as requirements";
+            errors.push(FieldError::invalid(&path.child("rawSelector"), raw, why));
+        }
+        if raw.is_empty() && requirements.is_empty() {
+            let why = format!("when {path} is specified, requirements or rawSelector is required");
+            errors.push(FieldError::required(&path.child("requirements"), why));
+        }
+        for (i, requirement) in requirements.iter().enumerate() {
+            let path = path.child("requirements").index(i);
+            let key = requirement["key"].as_str().unwrap_or_default();
+            let values = strings(&requirement["values"]);
+            match requirement["operator"].as_str().unwrap_or_default() {
+                "In" | "NotIn" if values.is_empty() => {
+                    let why = "must be specified when `operator` is 'In' or 'NotIn'";
+                    errors.push(FieldError::required(&path.child("values"), why));
+                }
+                "Exists" | "DoesNotExist" if !values.is_empty() => {
+                    let why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                    errors.push(FieldError::forbidden(&path.child("values"), why));
+                }
+                // Newer clients may know operators that this server does not.
+                _ => {}
+            }
+            if name == "fieldSelector" {
+                if key.is_empty() {
+                    errors.push(FieldError::required(&path.child("key"), "must be specified"));
+                }
+                continue;
+            }
+            let wrong = validation::qualified_name(key);
+            errors.extend(wrong.into_iter().map(|why| FieldError::invalid(&path.child("key"), key, why)));
+            for (v, value) in values.iter().enumerate() {
+                let wrong = validation::label_value(value);
+                let path = path.child("values").index(v);
+                errors.extend(wrong.into_iter().map(|why| FieldError::invalid(&path, value.as_str(), why)));
+            }
+        }
+    }
+    errors
+}
+
+/// What of the selectors could not be taken into account.
+fn ignored(attributes: &Value, request: &RequestInfo) -> Vec<String> {
+    let unread = |name: &str, selector: &Option<String>, reads: &dyn Fn(&str) -> bool| {
+        let text = selector.as_deref()?;
+        let requirements = attributes[name]["requirements"].as_array().map_or(&[][..], Vec::as_slice);
+        let known =
+            |r: &&Value| matches!(r["operator"].as_str(), Some("In" | "NotIn" | "Exists" | "DoesNotExist"));
+        let taken = requirements.iter().filter(known).count();
+        let how = if !reads(text) || !requirements.is_empty() && taken == 0 {
+            "ignored"
+        } else if taken < requirements.len() {
+            "partially ignored"
+        } else {
+            return None;
+        };
+        Some(format!("spec.resourceAttributes.{name} {how} due to parse error"))
+    };
+    let fields = unread("fieldSelector", &request.field_selector, &|s| FieldSelector::parse(s).is_ok());
+    let labels = unread("labelSelector", &request.label_selector, &|s| LabelSelector::parse(s).is_ok());
+    fields.into_iter().chain(labels).collect()
+}
+
 impl Answers {
-    fn access(&self, user: &UserInfo, resource: &str, object: &mut Value, ns: &str) -> Result<(), Status> {
+    async fn access(
+        &self,
+        user: &UserInfo,
+        resource: &str,
+        object: &mut Value,
+        ns: &str,
+    ) -> Result<(), Status> {
         let kind = match resource {
             "subjectaccessreviews" => "SubjectAccessReview",
             "localsubjectaccessreviews" => "LocalSubjectAccessReview",
@@ -135,6 +219,10 @@ impl Answers {
                 field,
                 &message,
             ));
+        }
+        let errors = selector_problems(&object["spec"]["resourceAttributes"]);
+        if !errors.is_empty() {
+            return Err(Status::invalid(kind, AUTHORIZATION, "", errors));
         }
         let spec = &object["spec"];
         let request = described(spec);
@@ -154,10 +242,18 @@ impl Answers {
                 extra: extra.map(|(k, v)| (k.to_lowercase(), strings(v))).collect(),
             }
         };
-        let (allowed, reason) = self.authorizers.decide(&subject, &request);
-        let mut status = json!({"allowed": allowed});
-        if !reason.is_empty() {
-            status["reason"] = json!(reason);
+        let opinion = self.authorizers.decide(&subject, &request).await;
+        let mut status = json!({"allowed": opinion.is_allowed()});
+        if opinion.verdict == Verdict::Deny {
+            status["denied"] = json!(true);
+        }
+        if !opinion.reason.is_empty() {
+            status["reason"] = json!(opinion.reason);
+        }
+        let errors: Vec<String> =
+            opinion.error.into_iter().chain(ignored(&spec["resourceAttributes"], &request)).collect();
+        if !errors.is_empty() {
+            status["evaluationError"] = json!(errors.join("; "));
         }
         object["status"] = status;
         Ok(())
@@ -168,12 +264,8 @@ impl Answers {
         if namespace.is_empty() {
             return Err(failure::bad_request("no namespace on request"));
         }
-        let (rules, missing) = self.authorizers.rbac.rules(user, &namespace);
+        let (rules, unknown) = self.authorizers.rules(user, &namespace);
         let (mut resource_rules, mut path_rules) = (Vec::new(), Vec::new());
-        if user.in_group(apimachinery::user::SYSTEM_MASTERS) {
-            resource_rules.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
-            path_rules.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
-        }
         for rule in rules {
             if !rule.resources.is_empty() {
                 let mut out =
@@ -187,14 +279,10 @@ impl Answers {
                 path_rules.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls}));
             }
         }
-        let is_node = super::node::node_name(user).is_some();
-        let mut errors = missing;
-        if is_node {
-            errors.push("node authorizer does not support user rule resolution".into());
-        }
-        let mut status = json!({"resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": is_node || !errors.is_empty()});
-        if !errors.is_empty() {
-            status["evaluationError"] = json!(errors.join(", "));
+        let mut status = json!({"resourceRules": resource_rules, "nonResourceRules": path_rules,
+            "incomplete": !unknown.is_empty()});
+        if !unknown.is_empty() {
+            status["evaluationError"] = json!(unknown.join(", "));
         }
         object["status"] = status;
         Ok(())
@@ -238,7 +326,7 @@ impl Reviews for Answers {
                 object["status"] = json!({"userInfo": user_json(user)});
             }
             "subjectaccessreviews" | "selfsubjectaccessreviews" | "localsubjectaccessreviews" => {
-                self.access(user, resource, &mut object, namespace)?;
+                self.access(user, resource, &mut object, namespace).await?;
             }
             "selfsubjectrulesreviews" => self.rules(user, &mut object)?,
             other => return Err(failure::internal(format!("{other} is not a review"))),
