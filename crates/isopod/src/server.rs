@@ -4,11 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use apimachinery::user::{SYSTEM_MASTERS, UserInfo};
 use client::{Client, Informers};
 use etcd::{Directory, Engine, Options};
-use kube_apiserver::audit::LogConfig;
+use kube_apiserver::audit::{self, LogConfig};
 use storage::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -165,13 +165,23 @@ fn apiserver_config(
     config.kubelet.key = Some(kubelet_client.key.into_bytes());
     config.kubelet.ca = Some(pki.ca_certificate().as_bytes().to_vec());
     config.encryption = apiserver::read(flags.encryption_provider_config.as_deref())?;
-    if let (Some(policy), Some(path)) =
-        (apiserver::read(flags.audit_policy_file.as_deref())?, &flags.audit_log_path)
-    {
-        let log = LogConfig { path: path.clone(), age_days_max: 0, backups_max: 10, megabytes_max: 100 };
-        config.audit = Some((policy, log));
-    }
+    config.audit = audit(flags)?;
     Ok(config)
+}
+
+fn audit(flags: &ServerFlags) -> Result<Option<audit::Config>> {
+    let log = flags.audit_log_path.clone().map(|path| {
+        let log = LogConfig { path, backups_max: 10, megabytes_max: 100, ..LogConfig::default() };
+        (log, audit::Options::log())
+    });
+    let webhook = flags.audit_webhook.config()?;
+    let policy = apiserver::read(flags.audit_policy_file.as_deref())?;
+    if policy.is_some() != (log.is_some() || webhook.is_some()) {
+        bail!(
+            "--audit-policy-file is only of use together with --audit-log-path or --audit-webhook-config-file"
+        );
+    }
+    Ok(policy.map(|policy| audit::Config { policy, log, webhook }))
 }
 
 fn write_kubeconfig(flags: &ServerFlags, pki: &Pki) -> Result<()> {

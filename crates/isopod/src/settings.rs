@@ -86,11 +86,13 @@ pub struct ServerFlags {
     #[command(flatten)]
     pub authorization: kube_apiserver::AuthorizationFlags,
     /// Which requests the audit log tells of, and how much: a Policy of audit.k8s.io/v1
-    #[arg(long, requires = "audit_log_path")]
+    #[arg(long)]
     pub audit_policy_file: Option<PathBuf>,
     /// The audit log; - is standard output
     #[arg(long, requires = "audit_policy_file")]
     pub audit_log_path: Option<PathBuf>,
+    #[command(flatten)]
+    pub audit_webhook: kube_apiserver::AuditWebhookFlags,
 }
 
 impl ServerFlags {

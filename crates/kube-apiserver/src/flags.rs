@@ -1,5 +1,9 @@
 //! The command line, with upstream's names.
 
+mod audit;
+mod authentication;
+mod authorization;
+
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -10,14 +14,13 @@ use clap::ArgAction;
 use ipnet::IpNet;
 
 use crate::Config;
-use crate::authentication::configuration::{
-    AuthenticationConfiguration, ClaimValidationRule, JwtAuthenticator, PrefixedClaimOrExpression,
-};
-use crate::authentication::{jwt, webhook};
 use crate::authorization::Mode;
-use crate::authorization::configuration::{AuthorizationConfiguration, WebhookFlags};
+use crate::flow_control;
 use crate::security;
-use crate::{audit, flow_control};
+
+pub use audit::{AuditFlags, AuditWebhookFlags};
+pub use authentication::AuthenticationFlags;
+pub use authorization::AuthorizationFlags;
 
 /// Flags of `kube-apiserver`.
 #[derive(Clone, Debug, clap::Args)]
@@ -128,282 +131,10 @@ pub struct Flags {
     /// Which resources are kept encrypted, and how (`apiserver.config.k8s.io/v1` EncryptionConfiguration).
     #[arg(long)]
     pub encryption_provider_config: Option<PathBuf>,
-    /// Which requests are told of in the audit log, and how much (`audit.k8s.io/v1` Policy).
-    #[arg(long)]
-    pub audit_policy_file: Option<PathBuf>,
-    /// The audit log; `-` is standard output.
-    #[arg(long)]
-    pub audit_log_path: Option<PathBuf>,
-    /// Days that audit logs set aside are kept.
-    #[arg(long, default_value_t = 0)]
-    pub audit_log_maxage: u64,
-    /// How many of them are kept.
-    #[arg(long, default_value_t = 0)]
-    pub audit_log_maxbackup: usize,
-    /// Megabytes after which an audit log is set aside.
-    #[arg(long, default_value_t = 0)]
-    pub audit_log_maxsize: u64,
+    #[command(flatten)]
+    pub audit: AuditFlags,
     #[command(flatten)]
     pub accepted: Accepted,
-}
-
-/// Flags about tokens of others.
-#[derive(Clone, Debug, clap::Args)]
-pub struct AuthenticationFlags {
-    /// Whose tokens are taken, and who may come without (`apiserver.config.k8s.io` AuthenticationConfiguration)
-    #[arg(long)]
-    pub authentication_config: Option<PathBuf>,
-    /// Kubeconfig of a webhook that tells whose tokens are
-    #[arg(long)]
-    pub authentication_token_webhook_config_file: Option<PathBuf>,
-    /// Version of the TokenReview it is sent
-    #[arg(long, default_value = "v1beta1")]
-    pub authentication_token_webhook_version: String,
-    /// How long its answers are remembered
-    #[arg(long, default_value = "2m", value_parser = duration)]
-    pub authentication_token_webhook_cache_ttl: Duration,
-    /// Issuer whose tokens are taken
-    #[arg(long)]
-    pub oidc_issuer_url: Option<String>,
-    /// Audience that they must be for
-    #[arg(long)]
-    pub oidc_client_id: Option<String>,
-    /// Who signs the issuer's certificate [default: the machine's authorities]
-    #[arg(long)]
-    pub oidc_ca_file: Option<PathBuf>,
-    /// Claim that holds the user's name [default: sub]
-    #[arg(long)]
-    pub oidc_username_claim: Option<String>,
-    /// What names are prefixed with; - for nothing [default: the issuer and #, for claims other than email]
-    #[arg(long)]
-    pub oidc_username_prefix: Option<String>,
-    /// Claim that holds the user's groups
-    #[arg(long)]
-    pub oidc_groups_claim: Option<String>,
-    #[arg(long)]
-    pub oidc_groups_prefix: Option<String>,
-    /// Algorithms that tokens may be signed by [default: RS256]
-    #[arg(long, value_delimiter = ',')]
-    pub oidc_signing_algs: Vec<String>,
-    /// `claim=value` that tokens must hold; may be repeated
-    #[arg(long)]
-    pub oidc_required_claim: Vec<String>,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    apimachinery::duration::parse(text).ok_or_else(|| format!("time: invalid duration {text:?}"))
-}
-
-impl AuthenticationFlags {
-    fn uses_oidc(&self) -> bool {
-        [
-            &self.oidc_issuer_url,
-            &self.oidc_client_id,
-            &self.oidc_username_claim,
-            &self.oidc_username_prefix,
-            &self.oidc_groups_claim,
-            &self.oidc_groups_prefix,
-        ]
-        .iter()
-        .any(|f| f.is_some())
-            || self.oidc_ca_file.is_some()
-            || !self.oidc_signing_algs.is_empty()
-            || !self.oidc_required_claim.is_empty()
-    }
-
-    fn problem(&self) -> Option<&'static str> {
-        let given = |flag: &Option<String>| flag.as_ref().is_some_and(|f| !f.is_empty());
-        if !self.uses_oidc() {
-            return None;
-        }
-        if self.authentication_config.is_some() {
-            return Some("authentication-config file and oidc-* flags are mutually exclusive");
-        }
-        (!given(&self.oidc_issuer_url) || !given(&self.oidc_client_id)).then_some(
-            "oidc-issuer-url and oidc-client-id must be specified together when any oidc-* flags are set",
-        )
-    }
-
-    /// The configuration that the `--oidc-*` flags stand for, and the algorithms.
-    fn oidc(&self) -> anyhow::Result<Option<security::Authentication>> {
-        let (Some(url), Some(client)) = (&self.oidc_issuer_url, &self.oidc_client_id) else {
-            return Ok(None);
-        };
-        let mut jwt = JwtAuthenticator::default();
-        jwt.issuer.url = url.clone();
-        jwt.issuer.audiences = vec![client.clone()];
-        if let Some(authority) = read(&self.oidc_ca_file)? {
-            jwt.issuer.certificate_authority = String::from_utf8(authority).context("--oidc-ca-file")?;
-        }
-        let claim = self.oidc_username_claim.clone().unwrap_or_else(|| "sub".to_owned());
-        let prefix = match self.oidc_username_prefix.as_deref().unwrap_or_default() {
-            "-" => String::new(),
-            "" if claim != "email" => format!("{url}#"),
-            prefix => prefix.to_owned(),
-        };
-        jwt.claim_mappings.username =
-            PrefixedClaimOrExpression { claim, prefix: Some(prefix), ..Default::default() };
-        if let Some(claim) = self.oidc_groups_claim.clone().filter(|c| !c.is_empty()) {
-            let prefix = Some(self.oidc_groups_prefix.clone().unwrap_or_default());
-            jwt.claim_mappings.groups = PrefixedClaimOrExpression { claim, prefix, ..Default::default() };
-        }
-        for required in &self.oidc_required_claim {
-            let (claim, value) = required
-                .split_once('=')
-                .with_context(|| format!("malformed pair, expect string=string, not {required:?}"))?;
-            let rule = ClaimValidationRule {
-                claim: claim.trim().to_owned(),
-                required_value: value.trim().to_owned(),
-                ..Default::default()
-            };
-            jwt.claim_validation_rules.push(rule);
-        }
-        let algorithms = match self.oidc_signing_algs.as_slice() {
-            [] => vec!["RS256".to_owned()],
-            given => given.to_vec(),
-        };
-        if let Some(other) = algorithms.iter().find(|a| !jwt::ALGORITHMS.contains(&a.as_str())) {
-            bail!("oidc: unsupported signing alg: {other:?}");
-        }
-        let config = AuthenticationConfiguration { jwt: vec![jwt], anonymous: None };
-        Ok(Some(security::Authentication::Fixed { config, algorithms }))
-    }
-
-    /// Fills in `security`; `anonymous` is the flag that says who may come without a token.
-    pub fn apply(&self, anonymous: Option<bool>, security: &mut security::Config) -> anyhow::Result<()> {
-        if let Some(problem) = self.problem() {
-            bail!(problem);
-        }
-        security.authentication = match &self.authentication_config {
-            None => self.oidc()?,
-            Some(path) => {
-                let text = read_file(path)?;
-                let config = AuthenticationConfiguration::parse(&text).with_context(|| {
-                    format!(
-                        "failed to load authentication configuration from file {:?}",
-                        path.display().to_string()
-                    )
-                })?;
-                ensure!(
-                    config.anonymous.is_none() || anonymous.is_none(),
-                    "anonymous: Forbidden: --anonymous-auth flag cannot be set when anonymous field is configured in \
-                     authentication configuration file"
-                );
-                Some(security::Authentication::File { path: path.clone(), text, config })
-            }
-        };
-        security.token_webhook =
-            self.authentication_token_webhook_config_file.clone().map(|file| webhook::Config {
-                file,
-                version: self.authentication_token_webhook_version.clone(),
-                cache_ttl: self.authentication_token_webhook_cache_ttl,
-            });
-        Ok(())
-    }
-}
-
-/// Flags about who may do what.
-#[derive(Clone, Debug, clap::Args)]
-pub struct AuthorizationFlags {
-    /// Authorizers, asked in this order: AlwaysAllow, AlwaysDeny, ABAC, Webhook, RBAC, Node
-    #[arg(long, value_delimiter = ',')]
-    pub authorization_mode: Vec<String>,
-    /// Authorizers in their order (`apiserver.config.k8s.io` AuthorizationConfiguration), instead of the flags
-    #[arg(long)]
-    pub authorization_config: Option<PathBuf>,
-    /// Policies of mode ABAC, a JSON object a line
-    #[arg(long)]
-    pub authorization_policy_file: Option<PathBuf>,
-    /// Kubeconfig of the webhook of mode Webhook
-    #[arg(long)]
-    pub authorization_webhook_config_file: Option<PathBuf>,
-    /// Version of the SubjectAccessReview it is sent [default: v1beta1]
-    #[arg(long)]
-    pub authorization_webhook_version: Option<String>,
-    /// How long it is remembered that it allowed a request [default: 5m]
-    #[arg(long, value_parser = duration)]
-    pub authorization_webhook_cache_authorized_ttl: Option<Duration>,
-    /// How long, that it did not [default: 30s]
-    #[arg(long, value_parser = duration)]
-    pub authorization_webhook_cache_unauthorized_ttl: Option<Duration>,
-}
-
-impl AuthorizationFlags {
-    fn problems(&self, modes: &[&str]) -> Vec<String> {
-        let mut wrong = Vec::new();
-        for mode in modes {
-            match mode.parse::<Mode>() {
-                Err(why) => wrong.push(why),
-                Ok(Mode::Abac) if self.authorization_policy_file.is_none() => {
-                    wrong.push("authorization-mode ABAC's authorization policy file not passed".to_owned());
-                }
-                Ok(Mode::Webhook) if self.authorization_webhook_config_file.is_none() => {
-                    wrong
-                        .push("authorization-mode Webhook's authorization config file not passed".to_owned());
-                }
-                Ok(_) => {}
-            }
-        }
-        if self.authorization_policy_file.is_some() && !modes.contains(&"ABAC") {
-            wrong.push("cannot specify --authorization-policy-file without mode ABAC".to_owned());
-        }
-        if self.authorization_webhook_config_file.is_some() && !modes.contains(&"Webhook") {
-            wrong.push("cannot specify --authorization-webhook-config-file without mode Webhook".to_owned());
-        }
-        let mut distinct = modes.to_vec();
-        distinct.sort_unstable();
-        distinct.dedup();
-        if distinct.len() != modes.len() {
-            let quoted: Vec<String> = modes.iter().map(|m| format!("{m:?}")).collect();
-            wrong
-                .push(format!("authorization-mode [{}] has mode specified more than once", quoted.join(" ")));
-        }
-        wrong
-    }
-
-    /// Fills in `security`; `default` are the modes where no flag says any.
-    pub fn apply(&self, default: &[&str], security: &mut security::Config) -> anyhow::Result<()> {
-        let legacy = !self.authorization_mode.is_empty()
-            || self.authorization_webhook_config_file.is_some()
-            || self.authorization_webhook_version.is_some()
-            || self.authorization_webhook_cache_authorized_ttl.is_some()
-            || self.authorization_webhook_cache_unauthorized_ttl.is_some();
-        if let Some(path) = &self.authorization_policy_file {
-            let text = String::from_utf8(read_file(path)?).context("--authorization-policy-file")?;
-            security.abac_policies = Some((path.display().to_string(), text));
-        }
-        if let Some(path) = &self.authorization_config {
-            ensure!(
-                !legacy,
-                "--authorization-config can not be specified when --authorization-mode or --authorization-webhook-* \
-                 flags are defined"
-            );
-            let text = read_file(path)?;
-            security.authorization = AuthorizationConfiguration::parse(&text)?;
-            security.authorization_file = Some((path.clone(), text));
-            return Ok(());
-        }
-        let given: Vec<&str> = self.authorization_mode.iter().map(String::as_str).collect();
-        let modes = if given.is_empty() { default } else { &given };
-        match self.problems(modes).as_slice() {
-            [] => {}
-            [one] => bail!("{one}"),
-            many => bail!("[{}]", many.join(", ")),
-        }
-        let modes: Vec<Mode> = modes.iter().filter_map(|m| m.parse().ok()).collect();
-        let webhook = WebhookFlags {
-            file: self.authorization_webhook_config_file.clone(),
-            version: self.authorization_webhook_version.clone().unwrap_or_else(|| "v1beta1".to_owned()),
-            authorized_ttl: self
-                .authorization_webhook_cache_authorized_ttl
-                .unwrap_or(Duration::from_secs(300)),
-            unauthorized_ttl: self
-                .authorization_webhook_cache_unauthorized_ttl
-                .unwrap_or(Duration::from_secs(30)),
-        };
-        security.authorization = AuthorizationConfiguration::of_modes(&modes, Some(&webhook));
-        Ok(())
-    }
 }
 
 /// Flags that upstream's manifests carry and that change nothing here; [`Flags::validate`] refuses values that would.
@@ -507,19 +238,7 @@ impl Flags {
             writing_max: self.max_mutating_requests_inflight,
         };
         config.encryption = read(&self.encryption_provider_config)?;
-        config.audit = match (read(&self.audit_policy_file)?, &self.audit_log_path) {
-            (Some(policy), Some(path)) => {
-                let log = audit::LogConfig {
-                    path: path.clone(),
-                    age_days_max: self.audit_log_maxage,
-                    backups_max: self.audit_log_maxbackup,
-                    megabytes_max: self.audit_log_maxsize,
-                };
-                Some((policy, log))
-            }
-            // As upstream: without a policy there is nothing to tell, without a place nobody to tell it to.
-            _ => None,
-        };
+        config.audit = self.audit.config()?;
         self.apply_security(&mut config.security)
     }
 
@@ -575,6 +294,10 @@ impl Flags {
     }
 }
 
+fn duration(text: &str) -> Result<Duration, String> {
+    apimachinery::duration::parse(text).ok_or_else(|| format!("time: invalid duration {text:?}"))
+}
+
 fn read_file(path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("read {}", path.display()))
 }
@@ -622,7 +345,7 @@ mod tests {
         flags: Flags,
     }
 
-    fn flags(arguments: &[&str]) -> Flags {
+    pub fn flags(arguments: &[&str]) -> Flags {
         Command::try_parse_from([&["kube-apiserver"], arguments].concat()).unwrap().flags
     }
 
@@ -658,93 +381,6 @@ mod tests {
         assert!(security.bootstrap_tokens);
         assert_eq!(security.request_header.allowed_names, ["front-proxy-client"]);
         assert!(Command::try_parse_from(["kube-apiserver", "--no-such-flag=/x"]).is_err());
-    }
-
-    #[test]
-    fn flags_stand_for_an_issuer() {
-        let of = |arguments: &[&str]| {
-            let mut security = security::Config::default();
-            flags(arguments)
-                .apply_security(&mut security)
-                .map(|()| security.authentication)
-                .map_err(|e| e.to_string())
-        };
-        assert!(of(&[]).unwrap().is_none());
-        let base = ["--oidc-issuer-url=https://a", "--oidc-client-id=x"];
-        for (more, prefix, algorithms) in [
-            (&[] as &[&str], "https://a#", "RS256"),
-            (&["--oidc-username-prefix=-"], "", "RS256"),
-            (&["--oidc-username-claim=email", "--oidc-signing-algs=ES256,PS512"], "", "ES256,PS512"),
-            (&["--oidc-username-prefix=p:"], "p:", "RS256"),
-        ] {
-            let Some(security::Authentication::Fixed { config, algorithms: got }) =
-                of(&[&base[..], more].concat()).unwrap()
-            else {
-                panic!("{more:?}")
-            };
-            assert!(config.validate(&[]).is_empty());
-            assert_eq!(config.jwt[0].claim_mappings.username.prefix.as_deref(), Some(prefix), "{more:?}");
-            assert_eq!(got.join(","), algorithms);
-        }
-        let claims = ["--oidc-groups-claim=g", "--oidc-groups-prefix=q:", "--oidc-required-claim=a=b=c"];
-        let Some(security::Authentication::Fixed { config, .. }) =
-            of(&[&base[..], &claims].concat()).unwrap()
-        else {
-            panic!()
-        };
-        assert_eq!(config.jwt[0].claim_mappings.groups.prefix.as_deref(), Some("q:"));
-        assert_eq!(config.jwt[0].claim_validation_rules[0].required_value, "b=c");
-        assert!(
-            of(&[&base[..], &["--oidc-signing-algs=HS256"]].concat())
-                .unwrap_err()
-                .contains("unsupported signing alg")
-        );
-        let problem = |arguments: &[&str]| flags(arguments).authentication.problem().unwrap_or_default();
-        assert!(problem(&["--oidc-groups-claim=g"]).starts_with("oidc-issuer-url and oidc-client-id"));
-        assert!(problem(&["--authentication-config=/x", base[0], base[1]]).ends_with("mutually exclusive"));
-        assert_eq!(problem(&base), "");
-    }
-
-    #[test]
-    fn flags_stand_for_authorizers() {
-        let of = |arguments: &[&str]| {
-            let mut security = security::Config::default();
-            let applied = flags(arguments).authorization.apply(&["AlwaysAllow"], &mut security);
-            applied.map(|()| security.authorization.modes()).map_err(|e| e.to_string())
-        };
-        assert_eq!(of(&[]).unwrap(), [Mode::AlwaysAllow]);
-        let all = [
-            "--authorization-mode=Node,Webhook,RBAC",
-            "--authorization-webhook-config-file=/k",
-            "--authorization-webhook-cache-authorized-ttl=0s",
-        ];
-        assert_eq!(of(&all).unwrap(), [Mode::Node, Mode::Webhook, Mode::Rbac]);
-        for (arguments, why) in [
-            (&["--authorization-mode=X"] as &[&str], "authorization-mode \"X\" is not a valid mode"),
-            (
-                &["--authorization-mode=ABAC"],
-                "authorization-mode ABAC's authorization policy file not passed",
-            ),
-            (
-                &["--authorization-mode=Webhook"],
-                "authorization-mode Webhook's authorization config file not passed",
-            ),
-            (
-                &["--authorization-mode=RBAC", "--authorization-webhook-config-file=/k"],
-                "cannot specify --authorization-webhook-config-file without mode Webhook",
-            ),
-            (
-                &["--authorization-mode=RBAC,RBAC"],
-                "authorization-mode [\"RBAC\" \"RBAC\"] has mode specified more than once",
-            ),
-            (
-                &["--authorization-config=/x", "--authorization-mode=RBAC"],
-                "--authorization-config can not be specified when --authorization-mode or --authorization-webhook-* flags \
-                 are defined",
-            ),
-        ] {
-            assert_eq!(of(arguments).unwrap_err(), why);
-        }
     }
 
     #[test]

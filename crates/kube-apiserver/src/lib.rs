@@ -47,11 +47,12 @@ use storage::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use crate::flags::{AuthenticationFlags, AuthorizationFlags, Flags};
+pub use crate::flags::{AuditWebhookFlags, AuthenticationFlags, AuthorizationFlags, Flags};
 pub use crate::http::Body;
 pub use crate::registry::access::{SourceEvent, Wanted};
 
 use crate::http::filters::{self, Caller};
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::registry::access::Access;
 use crate::server::Server;
@@ -73,8 +74,7 @@ pub struct Config {
     pub runtime_config: Vec<(String, bool)>,
     pub kubelet: proxy::KubeletClient,
     pub flow_control: flow_control::Config,
-    /// The audit policy, as YAML, and where events go.
-    pub audit: Option<(Vec<u8>, audit::LogConfig)>,
+    pub audit: Option<audit::Config>,
     /// Which resources are kept encrypted (EncryptionConfiguration, as YAML).
     pub encryption: Option<Vec<u8>>,
     pub clock: Clock,
@@ -187,14 +187,12 @@ pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
         proxy_client.proxy_client_certificate.as_deref().zip(proxy_client.proxy_client_key.as_deref());
     let aggregator = aggregation::Aggregator::new(identity, kubelets.tasks.clone())
         .context("the front-proxy client certificate and key")?;
+    let metrics = Metrics::default();
     let audit = match &config.audit {
-        Some((policy, log)) => {
-            let policy = audit::Policy::parse(policy).context("--audit-policy-file")?;
-            Some(Arc::new(audit::Audit::new(policy, log.clone()).context("--audit-log-path")?))
-        }
+        Some(config) => Some(Arc::new(audit::Audit::start(config, &metrics.families).await?)),
         None => None,
     };
-    let server = Server::new(registry.clone(), kubelets, aggregator, &config.flow_control, audit);
+    let server = Server::new(registry.clone(), metrics, kubelets, aggregator, &config.flow_control, audit);
     let access = Arc::new(Access(registry.clone()));
     let mut security = config.security.clone();
     security.secure_port = address.port();
@@ -267,6 +265,11 @@ impl Prepared {
         server.kubelets.tasks.close();
         if tokio::time::timeout(grace, server.kubelets.tasks.wait()).await.is_err() {
             tracing::info!("streams to kubelets are still open");
+        }
+        if let Some(audit) = &server.audit
+            && tokio::time::timeout(grace, audit.end()).await.is_err()
+        {
+            tracing::error!("audit events are still waiting");
         }
         a.and(b).and(c).context("a task of the API server crashed")?;
         Ok(())

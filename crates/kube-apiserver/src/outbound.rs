@@ -102,11 +102,17 @@ impl Service {
 
     /// Posts an object to the configured path and returns the object of the answer.
     pub async fn post(&self, object: &Value, timeout: Duration) -> Result<Value, Failure> {
-        let body = serde_json::to_vec(object).map_err(|e| broken(e.to_string(), false))?;
+        let body = serde_json::to_vec(object).map_err(|e| broken(e.to_string(), false))?.into();
         let target = format!("{}?timeout={}", self.path, apimachinery::duration::format(timeout));
         let answer = self.exchange(Method::POST, &target, Some(body), None, timeout).await?;
         serde_json::from_slice(&answer.body)
             .map_err(|e| broken(format!("couldn't get version/kind; json parse error: {e}"), false))
+    }
+
+    /// Posts what wants no answer but that it was taken.
+    pub async fn deliver(&self, body: Bytes) -> Result<(), Failure> {
+        let target = format!("{}?timeout={}", self.path, apimachinery::duration::format(TIMEOUT));
+        self.exchange(Method::POST, &target, Some(body), None, TIMEOUT).await.map(|_| ())
     }
 
     /// Fetches what is at a path and query of the service.
@@ -118,7 +124,7 @@ impl Service {
         &self,
         method: Method,
         target: &str,
-        body: Option<Vec<u8>>,
+        body: Option<Bytes>,
         bearer: Option<&str>,
         timeout: Duration,
     ) -> Result<Answer, Failure> {
@@ -233,14 +239,23 @@ impl Backoff {
     /// Calls until it succeeds, fails for good, or was tried often enough.
     pub async fn retry<T, F: Future<Output = Result<T, Failure>>>(
         &self,
+        call: impl FnMut() -> F,
+    ) -> Result<T, Failure> {
+        self.retry_if(call, Failure::is_transient).await
+    }
+
+    /// As [`Backoff::retry`], of failures that `again` says to try again after.
+    pub async fn retry_if<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
         mut call: impl FnMut() -> F,
+        again: impl Fn(&Failure) -> bool,
     ) -> Result<T, Failure> {
         const FACTOR: f64 = 1.5;
         const JITTER: f64 = 0.2;
         let mut pause = self.initial;
         for _ in 1..self.steps {
             match call().await {
-                Err(failure) if failure.is_transient() => {}
+                Err(failure) if again(&failure) => {}
                 done => return done,
             }
             tokio::time::sleep(pause.mul_f64(1.0 + JITTER * rand::random::<f64>())).await;

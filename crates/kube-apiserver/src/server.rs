@@ -31,6 +31,7 @@ pub struct Server {
 impl Server {
     pub fn new(
         registry: Arc<Registry>,
+        metrics: Metrics,
         kubelets: Kubelets,
         aggregator: Aggregator,
         limits: &flow_control::Config,
@@ -39,7 +40,7 @@ impl Server {
         let objects = Arc::new(Access(registry.clone()));
         Arc::new(Server {
             registry,
-            metrics: Metrics::default(),
+            metrics,
             reading: Arc::new(Semaphore::new(limits.reading_max as usize)),
             writing: Arc::new(Semaphore::new(limits.writing_max as usize)),
             flow_control: FlowControl::new(limits.clone(), objects),

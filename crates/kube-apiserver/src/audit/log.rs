@@ -9,6 +9,8 @@ use anyhow::Context as _;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 
+use super::event::{Event, Format};
+
 /// Where events go, and how much of them is kept.
 #[derive(Clone, Debug, Default)]
 pub struct LogConfig {
@@ -18,8 +20,11 @@ pub struct LogConfig {
     pub age_days_max: u64,
     /// How many of them are kept; 0 means all.
     pub backups_max: usize,
-    /// Megabytes after which a file is set aside; 0 means 100.
+    /// Megabytes after which a file is set aside; 0 means never.
     pub megabytes_max: u64,
+    /// Whether files set aside are compressed (gzip).
+    pub compress: bool,
+    pub format: Format,
 }
 
 enum Sink {
@@ -54,10 +59,17 @@ impl Log {
         Ok(Log { sink: Mutex::new(sink), config })
     }
 
-    /// Writes a line; an event that cannot be written is told in the server's own log.
-    pub fn write(&self, line: &[u8]) {
+    /// Writes an event's line.
+    pub fn write(&self, event: &Event) -> Result<(), String> {
+        self.write_line(&event.line(self.config.format))
+    }
+
+    fn write_line(&self, line: &[u8]) -> Result<(), String> {
         let mut sink = self.sink.lock();
-        let most = if self.config.megabytes_max == 0 { 100 } else { self.config.megabytes_max } << 20;
+        let most = match self.config.megabytes_max {
+            0 => u64::MAX,
+            megabytes => megabytes.saturating_mul(1 << 20),
+        };
         let full =
             matches!(&*sink, Sink::File { bytes, .. } if *bytes > 0 && *bytes + line.len() as u64 > most);
         if full && let Err(error) = self.set_aside(&mut sink) {
@@ -70,9 +82,7 @@ impl Log {
                 file.write_all(line)
             }
         };
-        if let Err(error) = written {
-            tracing::error!(%error, "an audit event could not be written");
-        }
+        written.map_err(|e| e.to_string())
     }
 
     fn set_aside(&self, sink: &mut Sink) -> anyhow::Result<()> {
@@ -80,8 +90,12 @@ impl Log {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let extension = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
         let at = Timestamp::now().strftime("%Y-%m-%dT%H-%M-%S%.3f").to_string();
-        std::fs::rename(path, path.with_file_name(format!("{stem}-{at}{extension}")))?;
+        let aside = path.with_file_name(format!("{stem}-{at}{extension}"));
+        std::fs::rename(path, &aside)?;
         *sink = open(path)?;
+        if self.config.compress {
+            compress(&aside)?;
+        }
         self.forget(&format!("{stem}-"), &extension)
     }
 
@@ -92,6 +106,7 @@ impl Log {
             .filter_map(|e| Some(e.ok()?.path()))
             .filter(|p| {
                 let name = p.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let name = name.strip_suffix(".gz").unwrap_or(&name);
                 name.starts_with(prefix) && name.ends_with(extension)
             })
             .collect();
@@ -111,25 +126,50 @@ impl Log {
     }
 }
 
+/// Puts a compressed file in the place of a file.
+fn compress(path: &Path) -> anyhow::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".gz");
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut to =
+        flate2::write::GzEncoder::new(options.open(PathBuf::from(name))?, flate2::Compression::default());
+    std::io::copy(&mut File::open(path)?, &mut to)?;
+    to.finish()?;
+    std::fs::remove_file(path)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn files_are_set_aside() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("audit.log");
-        let config =
-            LogConfig { path: path.clone(), backups_max: 2, megabytes_max: 1, ..LogConfig::default() };
-        let log = Log::open(config).unwrap();
-        let line = [b'x'; 600 << 10];
-        for _ in 0..5 {
-            log.write(&line);
-            // Names tell milliseconds.
-            std::thread::sleep(Duration::from_millis(2));
+        for compress in [false, true] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("audit.log");
+            let config = LogConfig {
+                path: path.clone(),
+                backups_max: 2,
+                megabytes_max: 1,
+                compress,
+                ..LogConfig::default()
+            };
+            let log = Log::open(config).unwrap();
+            let line = [b'x'; 600 << 10];
+            for _ in 0..5 {
+                log.write_line(&line).unwrap();
+                // Names tell milliseconds.
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let names = std::fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name());
+            let names: Vec<String> = names.map(|n| n.to_string_lossy().into_owned()).collect();
+            assert_eq!(names.len(), 3);
+            assert_eq!(names.iter().filter(|n| n.ends_with(".log.gz")).count(), if compress { 2 } else { 0 });
+            assert_eq!(path.metadata().unwrap().len(), 600 << 10);
         }
-        let names = std::fs::read_dir(directory.path()).unwrap().count();
-        assert_eq!(names, 3);
-        assert_eq!(path.metadata().unwrap().len(), 600 << 10);
     }
 }

@@ -1,30 +1,55 @@
 //! The audit log: who asked for what, and what came of it, as events of `audit.k8s.io/v1`.
 
+mod backend;
+mod event;
 mod log;
 mod policy;
+mod webhook;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use anyhow::Context as _;
 use apimachinery::status::Status;
 use apimachinery::user::UserInfo;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, Response, header};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+pub use backend::{Batching, Mode, Options, Truncation};
+pub use event::Format;
 pub use log::LogConfig;
 pub use policy::{Decision, Level, Policy};
+pub use webhook::WebhookConfig;
+
+use backend::{Backend, Errors, Sink};
+use event::Event;
 
 use crate::authorization::reviews::user_json;
 use crate::http::Body;
+use crate::metrics::{Families, Family};
 use crate::seams::RequestInfo;
+
+/// What is told, and where it goes.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The policy, as YAML.
+    pub policy: Vec<u8>,
+    pub log: Option<(LogConfig, Options)>,
+    pub webhook: Option<WebhookConfig>,
+}
 
 /// A policy and where events go.
 pub struct Audit {
     policy: Policy,
-    log: log::Log,
+    backends: Vec<Backend>,
+    events: Arc<AtomicU64>,
+    /// Requests by [`Level`].
+    levels: [Arc<AtomicU64>; 4],
+    rejected: Arc<Family>,
 }
 
 /// One audited request.
@@ -61,12 +86,54 @@ fn sources(headers: &HeaderMap, peer: Option<std::net::IpAddr>) -> Vec<String> {
 }
 
 impl Audit {
-    pub fn new(policy: Policy, log: LogConfig) -> anyhow::Result<Audit> {
-        Ok(Audit { policy, log: log::Log::open(log)? })
+    pub async fn start(config: &Config, families: &Families) -> anyhow::Result<Audit> {
+        let errors = Errors::new(families);
+        let mut backends = Vec::new();
+        if let Some((log, options)) = &config.log {
+            let log = log::Log::open(log.clone()).context("--audit-log-path")?;
+            backends.push(Backend::start(Sink::Log(log), *options, errors.clone()));
+        }
+        if let Some(webhook) = &config.webhook {
+            let sink = Sink::Webhook(webhook::Webhook::new(webhook).await?);
+            backends.push(Backend::start(sink, webhook.options, errors));
+        }
+        let events = families.counter("apiserver_audit_event_total", "Audit events that were sent.", &[]);
+        let levels = families.counter(
+            "apiserver_audit_level_total",
+            "Requests by the level that the audit policy has for them.",
+            &["level"],
+        );
+        Ok(Audit {
+            policy: Policy::parse(&config.policy).context("loading audit policy file")?,
+            backends,
+            events: events.cell(&[]),
+            levels: Level::ALL.map(|level| levels.cell(&[level.name()])),
+            rejected: families.counter(
+                "apiserver_audit_requests_rejected_total",
+                "Requests that failed because the audit log did.",
+                &[],
+            ),
+        })
     }
 
-    /// Begins the record of a request whose user is known; `None` where the policy wants nothing told.
-    pub fn begin(
+    /// Sends an event; `false` where the request must not go on without.
+    async fn send(&self, event: Event) -> bool {
+        self.events.fetch_add(1, Ordering::Relaxed);
+        let mut good = true;
+        for backend in &self.backends {
+            good &= backend.take(&event).await;
+        }
+        good
+    }
+
+    /// Sends what waits, and then no more.
+    pub async fn end(&self) {
+        futures::future::join_all(self.backends.iter().map(Backend::end)).await;
+    }
+
+    /// Begins the record of a request whose user is known; `None` where the policy wants nothing told. The error is the
+    /// request's.
+    pub async fn begin(
         self: &Arc<Self>,
         id: &str,
         uri: &http::Uri,
@@ -76,10 +143,11 @@ impl Audit {
         impersonated: Option<&UserInfo>,
         peer: Option<std::net::IpAddr>,
         received: Timestamp,
-    ) -> Option<Record> {
+    ) -> Result<Option<Record>, NotKept> {
         let decision = self.policy.decide(impersonated.unwrap_or(user), info);
+        self.levels[decision.level as usize].fetch_add(1, Ordering::Relaxed);
         if decision.level == Level::None {
-            return None;
+            return Ok(None);
         }
         let mut event = Map::new();
         let mut set = |name: &str, value: Value| {
@@ -117,27 +185,40 @@ impl Audit {
         }
         set("requestReceivedTimestamp", micro_time(received).into());
         let record = Record { audit: self.clone(), decision, event, request_body: None };
-        record.write("RequestReceived", received, |_| {});
-        Some(record)
+        if let Some(event) = record.event("RequestReceived", received)
+            && !self.send(event).await
+        {
+            self.rejected.inc(&[]);
+            return Err(NotKept);
+        }
+        Ok(Some(record))
     }
 }
+
+/// The audit log could not be kept, and the request is not to be answered without.
+#[derive(Debug)]
+pub struct NotKept;
 
 impl Record {
     pub fn wants_request(&self) -> bool {
         self.decision.level >= Level::Request
     }
 
-    fn write(&self, stage: &str, at: Timestamp, complete: impl FnOnce(&mut Map<String, Value>)) {
+    /// The event of a stage, unless the policy wants it left out.
+    fn event(&self, stage: &str, at: Timestamp) -> Option<Event> {
         if self.decision.omit_stages.iter().any(|s| s == stage) {
-            return;
+            return None;
         }
         let mut event = self.event.clone();
         event.insert("stage".to_owned(), stage.into());
-        complete(&mut event);
         event.insert("stageTimestamp".to_owned(), micro_time(at).into());
-        let mut line = serde_json::to_vec(&event).unwrap_or_default();
-        line.push(b'\n');
-        self.audit.log.write(&line);
+        Some(Event::new(self.decision.level, event))
+    }
+
+    async fn tell(&self, stage: &str) {
+        if let Some(event) = self.event(stage, Timestamp::now()) {
+            self.audit.send(event).await;
+        }
     }
 
     /// An object as the event shows it.
@@ -156,7 +237,7 @@ impl Record {
     }
 
     /// Ends the record with the answer, which may still be on its way: a stream is complete when it ends.
-    pub fn end(
+    pub async fn end(
         mut self,
         mut response: Response<Body>,
         failure: Option<&Status>,
@@ -201,11 +282,11 @@ impl Record {
         all.entry("authorization.k8s.io/reason".to_owned()).or_default();
         self.event.insert("annotations".to_owned(), json!(all));
         if !long {
-            self.write("ResponseComplete", Timestamp::now(), |_| {});
+            self.tell("ResponseComplete").await;
             return response;
         }
-        self.write("ResponseStarted", Timestamp::now(), |_| {});
-        let ending = Ending(self);
+        self.tell("ResponseStarted").await;
+        let ending = Ending(Some(self));
         let body = std::mem::take(response.body_mut());
         *response.body_mut() = match body {
             Body::Stream(stream) => Body::stream(stream.map(move |chunk| {
@@ -220,11 +301,19 @@ impl Record {
 }
 
 /// Tells of the end of an answer when it is dropped.
-struct Ending(Record);
+struct Ending(Option<Record>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.0.write("ResponseComplete", Timestamp::now(), |_| {});
+        let Some(record) = self.0.take() else { return };
+        if record.audit.backends.iter().any(Backend::waits) {
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                // Bounded by the webhook's time to answer.
+                runtime.spawn(async move { record.tell("ResponseComplete").await });
+            }
+            return;
+        }
+        record.tell("ResponseComplete").now_or_never();
     }
 }
 
@@ -232,13 +321,14 @@ impl Drop for Ending {
 mod tests {
     use super::*;
 
-    #[test]
-    fn tells_what_happened() {
+    #[tokio::test]
+    async fn tells_what_happened() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("audit.log");
         let policy = b"{apiVersion: audit.k8s.io/v1, kind: Policy, rules: [{level: RequestResponse, omitManagedFields: true}]}";
         let config = LogConfig { path: path.clone(), ..LogConfig::default() };
-        let audit = Arc::new(Audit::new(Policy::parse(policy).unwrap(), config).unwrap());
+        let config = Config { policy: policy.to_vec(), log: Some((config, Options::log())), webhook: None };
+        let audit = Arc::new(Audit::start(&config, &Families::default()).await.unwrap());
         let info = RequestInfo {
             verb: "create".into(),
             is_resource: true,
@@ -254,8 +344,8 @@ mod tests {
         let uri: http::Uri = "/api/v1/namespaces/a/configmaps?x=y".parse().unwrap();
         let received: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let peer = Some("::ffff:192.0.2.1".parse().unwrap());
-        let mut record =
-            audit.begin("id", &uri, &headers, &info, &user, Some(&other), peer, received).unwrap();
+        let record = audit.begin("id", &uri, &headers, &info, &user, Some(&other), peer, received).await;
+        let mut record = record.unwrap().unwrap();
         assert!(record.wants_request());
         record.request_body =
             Some(Bytes::from_static(b"{\"metadata\":{\"name\":\"m\",\"managedFields\":[]}}"));
@@ -263,7 +353,7 @@ mod tests {
         *response.status_mut() = http::StatusCode::CREATED;
         response.headers_mut().insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
         let annotations = BTreeMap::from([("p/k".to_owned(), "v".to_owned())]);
-        record.end(response, None, &annotations, false);
+        record.end(response, None, &annotations, false).await;
         let text = std::fs::read_to_string(path).unwrap();
         let events: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         assert_eq!(events.len(), 2);

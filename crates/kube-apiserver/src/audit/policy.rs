@@ -16,6 +16,8 @@ pub enum Level {
 }
 
 impl Level {
+    pub const ALL: [Level; 4] = [Level::None, Level::Metadata, Level::Request, Level::RequestResponse];
+
     pub fn name(self) -> &'static str {
         match self {
             Level::None => "None",

@@ -16,6 +16,7 @@ use super::body::Body;
 use super::negotiation::{self, Accept};
 use super::request_info::{self, Query};
 use super::{compression, respond, websocket};
+use crate::audit;
 use crate::discovery;
 use crate::registry::handler::{self, Call};
 use crate::seams::{Credentials, Decision, RequestInfo};
@@ -84,7 +85,7 @@ pub async fn handle(server: &Arc<Server>, request: Request<Body>, caller: Caller
         }
     };
     if let Some(record) = call.record.take() {
-        response = record.end(response, failure.as_ref(), &call.annotations, is_long(&call.info));
+        response = record.end(response, failure.as_ref(), &call.annotations, is_long(&call.info)).await;
     }
     let streams = call.info.verb == "watch" || call.info.resource == "pods" && call.info.subresource == "log";
     if streams
@@ -187,8 +188,11 @@ async fn answer(
             Some(user) => (user, Some(&call.user)),
             None => (&call.user, None),
         };
-        let record = audit.begin(id, &call.uri, &call.headers, &call.info, user, other, peer, received);
-        call.record = record.map(Box::new);
+        let record = audit.begin(id, &call.uri, &call.headers, &call.info, user, other, peer, received).await;
+        match record {
+            Ok(record) => call.record = record.map(Box::new),
+            Err(audit::NotKept) => return Ok(broken(call, "failed to store audit event")),
+        }
     }
     let long = is_long(&call.info);
     let (mut _slot, mut _permit) = (None, None);
@@ -207,11 +211,7 @@ async fn answer(
         Decision::Allow => {}
         _ if open => {}
         Decision::Deny(reason) => return Err(failure::access_denied(&call.user, &call.info, &reason)),
-        Decision::Failed(why) => {
-            let uri = call.uri.path_and_query().map_or("/", |p| p.as_str());
-            let text = failure::for_browsers(&format!("Internal Server Error: {uri:?}: {why}\n"));
-            return Ok(respond::text(http::StatusCode::INTERNAL_SERVER_ERROR, text));
-        }
+        Decision::Failed(why) => return Ok(broken(call, &why)),
     }
     if long {
         return dispatch(server, call).await;
@@ -220,6 +220,13 @@ async fn answer(
         Ok(result) => result,
         Err(_) => Err(Status::timeout("request did not complete within the allotted timeout", 0)),
     }
+}
+
+/// The answer where something that has to work before a request is looked at does not.
+fn broken(call: &Call, why: &str) -> Response<Body> {
+    let uri = call.uri.path_and_query().map_or("/", |p| p.as_str());
+    let text = failure::for_browsers(&format!("Internal Server Error: {uri:?}: {why}\n"));
+    respond::text(http::StatusCode::INTERNAL_SERVER_ERROR, text)
 }
 
 async fn dispatch(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>, Status> {
