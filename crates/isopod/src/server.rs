@@ -164,7 +164,7 @@ fn apiserver_config(
     config.kubelet.certificate = Some(kubelet_client.certificate.into_bytes());
     config.kubelet.key = Some(kubelet_client.key.into_bytes());
     config.kubelet.ca = Some(pki.ca_certificate().as_bytes().to_vec());
-    config.encryption = apiserver::read(flags.encryption_provider_config.as_deref())?;
+    config.encryption = flags.encryption.config()?;
     config.audit = audit(flags)?;
     Ok(config)
 }

@@ -78,9 +78,8 @@ pub struct ServerFlags {
     /// Wait for the disk before a write is acknowledged; off, a power loss may undo the last writes
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub durable_writes: bool,
-    /// Which resources are kept encrypted, and how: an EncryptionConfiguration of apiserver.config.k8s.io/v1
-    #[arg(long)]
-    pub encryption_provider_config: Option<PathBuf>,
+    #[command(flatten)]
+    pub encryption: kube_apiserver::EncryptionFlags,
     #[command(flatten)]
     pub authentication: kube_apiserver::AuthenticationFlags,
     #[command(flatten)]

@@ -15,8 +15,8 @@ use ipnet::IpNet;
 
 use crate::Config;
 use crate::authorization::Mode;
-use crate::flow_control;
 use crate::security;
+use crate::{encryption, flow_control};
 
 pub use audit::{AuditFlags, AuditWebhookFlags};
 pub use authentication::AuthenticationFlags;
@@ -128,13 +128,38 @@ pub struct Flags {
     pub max_requests_inflight: u32,
     #[arg(long, default_value_t = 200)]
     pub max_mutating_requests_inflight: u32,
-    /// Which resources are kept encrypted, and how (`apiserver.config.k8s.io/v1` EncryptionConfiguration).
-    #[arg(long)]
-    pub encryption_provider_config: Option<PathBuf>,
+    #[command(flatten)]
+    pub encryption: EncryptionFlags,
     #[command(flatten)]
     pub audit: AuditFlags,
     #[command(flatten)]
     pub accepted: Accepted,
+}
+
+/// Flags about how resources are kept.
+#[derive(Clone, Debug, clap::Args)]
+pub struct EncryptionFlags {
+    /// Which resources are kept encrypted, and how (`apiserver.config.k8s.io/v1` EncryptionConfiguration)
+    #[arg(long)]
+    pub encryption_provider_config: Option<PathBuf>,
+    /// Follows the file
+    #[arg(long, default_value_t = false, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = ArgAction::Set)]
+    pub encryption_provider_config_automatic_reload: bool,
+}
+
+impl EncryptionFlags {
+    pub fn config(&self) -> anyhow::Result<Option<encryption::Config>> {
+        let reload = self.encryption_provider_config_automatic_reload;
+        let Some(path) = &self.encryption_provider_config else {
+            ensure!(
+                !reload,
+                "--encryption-provider-config-automatic-reload must be set with --encryption-provider-config"
+            );
+            return Ok(None);
+        };
+        let text = read_file(path)?;
+        Ok(Some(encryption::Config { text, follow: reload.then(|| path.clone()) }))
+    }
 }
 
 /// Flags that upstream's manifests carry and that change nothing here; [`Flags::validate`] refuses values that would.
@@ -237,7 +262,7 @@ impl Flags {
             reading_max: self.max_requests_inflight,
             writing_max: self.max_mutating_requests_inflight,
         };
-        config.encryption = read(&self.encryption_provider_config)?;
+        config.encryption = self.encryption.config()?;
         config.audit = self.audit.config()?;
         self.apply_security(&mut config.security)
     }

@@ -47,7 +47,7 @@ use storage::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use crate::flags::{AuditWebhookFlags, AuthenticationFlags, AuthorizationFlags, Flags};
+pub use crate::flags::{AuditWebhookFlags, AuthenticationFlags, AuthorizationFlags, EncryptionFlags, Flags};
 pub use crate::http::Body;
 pub use crate::registry::access::{SourceEvent, Wanted};
 
@@ -75,8 +75,8 @@ pub struct Config {
     pub kubelet: proxy::KubeletClient,
     pub flow_control: flow_control::Config,
     pub audit: Option<audit::Config>,
-    /// Which resources are kept encrypted (EncryptionConfiguration, as YAML).
-    pub encryption: Option<Vec<u8>>,
+    /// Which resources are kept encrypted.
+    pub encryption: Option<encryption::Config>,
     pub clock: Clock,
     /// How long requests in flight may take to end on shutdown.
     pub shutdown_grace: Duration,
@@ -173,11 +173,17 @@ pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
             said(&format!("api/{}", stage.unwrap_or("ga"))).or_else(|| said("api/all"))
         })
     };
-    let store: Arc<dyn Store> = match &config.encryption {
-        Some(configuration) => {
-            let store = encryption::Encrypted::new(config.store.clone(), configuration);
-            Arc::new(store.context("the encryption provider configuration")?)
+    let metrics = Metrics::default();
+    let encrypted = match &config.encryption {
+        Some(encryption) => {
+            let (store, clock) = (config.store.clone(), config.clock.clone());
+            let store = encryption::Encrypted::new(store, encryption, clock, &metrics.families).await;
+            Some(Arc::new(store.context("the encryption provider configuration")?))
         }
+        None => None,
+    };
+    let store: Arc<dyn Store> = match &encrypted {
+        Some(encrypted) => encrypted.clone(),
         None => config.store.clone(),
     };
     let registry = Registry::new(store, config.clock.clone(), &enabled);
@@ -187,12 +193,12 @@ pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
         proxy_client.proxy_client_certificate.as_deref().zip(proxy_client.proxy_client_key.as_deref());
     let aggregator = aggregation::Aggregator::new(identity, kubelets.tasks.clone())
         .context("the front-proxy client certificate and key")?;
-    let metrics = Metrics::default();
     let audit = match &config.audit {
         Some(config) => Some(Arc::new(audit::Audit::start(config, &metrics.families).await?)),
         None => None,
     };
-    let server = Server::new(registry.clone(), metrics, kubelets, aggregator, &config.flow_control, audit);
+    let server =
+        Server::new(registry.clone(), metrics, kubelets, aggregator, &config.flow_control, audit, encrypted);
     let access = Arc::new(Access(registry.clone()));
     let mut security = config.security.clone();
     security.secure_port = address.port();
@@ -270,6 +276,9 @@ impl Prepared {
             && tokio::time::timeout(grace, audit.end()).await.is_err()
         {
             tracing::error!("audit events are still waiting");
+        }
+        if let Some(encrypted) = &server.encrypted {
+            encrypted.end();
         }
         a.and(b).and(c).context("a task of the API server crashed")?;
         Ok(())

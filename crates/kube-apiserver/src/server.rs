@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 use crate::aggregation::Aggregator;
 use crate::audit::Audit;
 use crate::discovery::Documents;
+use crate::encryption::Encrypted;
 use crate::flow_control::{self, FlowControl};
 use crate::metrics::Metrics;
 use crate::proxy::Kubelets;
@@ -22,6 +23,8 @@ pub struct Server {
     pub writing: Arc<Semaphore>,
     pub flow_control: Arc<FlowControl>,
     pub audit: Option<Arc<Audit>>,
+    /// The store, where it keeps values encrypted.
+    pub encrypted: Option<Arc<Encrypted>>,
     pub documents: Documents,
     pub kubelets: Kubelets,
     pub aggregator: Aggregator,
@@ -36,6 +39,7 @@ impl Server {
         aggregator: Aggregator,
         limits: &flow_control::Config,
         audit: Option<Arc<Audit>>,
+        encrypted: Option<Arc<Encrypted>>,
     ) -> Arc<Server> {
         let objects = Arc::new(Access(registry.clone()));
         Arc::new(Server {
@@ -45,6 +49,7 @@ impl Server {
             writing: Arc::new(Semaphore::new(limits.writing_max as usize)),
             flow_control: FlowControl::new(limits.clone(), objects),
             audit,
+            encrypted,
             documents: Documents::default(),
             kubelets,
             aggregator,

@@ -6,10 +6,11 @@ use common::{cluster_on, engine};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{Api, ListParams, PostParams, WatchEvent, WatchParams};
+use kube_apiserver::encryption::Config;
 use serde_json::json;
 use storage::{KeyRange, RangeRequest, Store};
 
-fn configuration(providers: &str) -> Option<Vec<u8>> {
+fn configuration(providers: &str) -> Option<Config> {
     let keys = |names: &[&str]| {
         let keys =
             names.iter().map(|n| format!("{{name: {n}, secret: {}=}}", n.repeat(43))).collect::<Vec<_>>();
@@ -22,7 +23,7 @@ fn configuration(providers: &str) -> Option<Vec<u8>> {
     let text = format!(
         "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources: [{{resources: [secrets], providers: [{providers}]}}]"
     );
-    Some(text.into_bytes())
+    Some(Config { text: text.into_bytes(), follow: None })
 }
 
 async fn raw(engine: &etcd::Engine, key: &str) -> Vec<u8> {

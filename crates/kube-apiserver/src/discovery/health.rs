@@ -84,16 +84,30 @@ pub fn ready(server: &Server) -> bool {
     checks(server, "readyz").iter().all(|(_, result)| result.is_ok())
 }
 
-pub fn serve(server: &Server, call: &Call, endpoint: &str, rest: &[&str]) -> Response<Body> {
-    let mut response = told(server, call, endpoint, rest);
+/// `plugins` is how the KMS plugins are, where there are any.
+pub fn serve(
+    server: &Server,
+    call: &Call,
+    endpoint: &str,
+    rest: &[&str],
+    plugins: Option<Result<(), String>>,
+) -> Response<Body> {
+    let mut response = told(server, call, endpoint, rest, plugins);
     let sniff = HeaderValue::from_static("nosniff");
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, sniff);
     response
 }
 
-fn told(server: &Server, call: &Call, endpoint: &str, rest: &[&str]) -> Response<Body> {
+fn told(
+    server: &Server,
+    call: &Call,
+    endpoint: &str,
+    rest: &[&str],
+    plugins: Option<Result<(), String>>,
+) -> Response<Body> {
     let excluded: Vec<&str> = call.query.all("exclude").collect();
     let mut all = checks(server, endpoint);
+    all.extend(plugins.map(|health| ("kms-providers", health)));
     if !rest.is_empty() {
         let name = rest.join("/");
         all.retain(|(n, _)| *n == name);

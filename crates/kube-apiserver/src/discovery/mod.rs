@@ -80,7 +80,13 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
             let accept = negotiation::Accept { pretty: true, encoding: Encoding::Json, ..Default::default() };
             Ok(respond::value(StatusCode::OK, &version(), accept))
         }
-        ["healthz" | "livez" | "readyz", rest @ ..] => Ok(health::serve(server, call, parts[0], rest)),
+        ["healthz" | "livez" | "readyz", rest @ ..] => {
+            let plugins = match &server.encrypted {
+                Some(encrypted) => encrypted.health().await,
+                None => None,
+            };
+            Ok(health::serve(server, call, parts[0], rest, plugins))
+        }
         ["metrics"] => {
             let mut out = String::new();
             server.metrics.render(&mut out);
