@@ -20,7 +20,7 @@ use crate::allocators::ServiceAllocators;
 use crate::authentication::configuration::{Anonymous, AuthenticationConfiguration};
 use crate::authentication::token_cache::TokenCache;
 use crate::authentication::{
-    self, bootstrap_token, jwt, request_header, service_account, token_file, webhook, x509,
+    self, bootstrap_token, jwt, legacy_token, request_header, service_account, token_file, webhook, x509,
 };
 use crate::authorization::abac::Policies;
 use crate::authorization::configuration::AuthorizationConfiguration;
@@ -161,6 +161,15 @@ pub async fn build(
         request_header,
         x509,
         token_file: config.tokens.as_deref().map(token_file::TokenFile::parse).transpose()?,
+        legacy_tokens: Some(legacy_token::LegacyTokens::new(
+            objects.clone(),
+            writer.clone(),
+            clock.clone(),
+            keys.clone(),
+            audiences.clone(),
+            families,
+            tasks.clone(),
+        )),
         service_accounts: Some(service_accounts),
         bootstrap_tokens: config
             .bootstrap_tokens

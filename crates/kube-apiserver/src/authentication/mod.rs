@@ -4,6 +4,7 @@ pub mod bootstrap_token;
 pub mod configuration;
 pub mod impersonation;
 pub mod jwt;
+pub mod legacy_token;
 pub mod request_header;
 pub mod service_account;
 pub mod token_cache;
@@ -31,6 +32,7 @@ pub struct Chain {
     pub request_header: Option<request_header::RequestHeader>,
     pub x509: Option<x509::ClientCertificates>,
     pub token_file: Option<token_file::TokenFile>,
+    pub legacy_tokens: Option<legacy_token::LegacyTokens>,
     pub service_accounts: Option<Arc<service_account::ServiceAccounts>>,
     pub bootstrap_tokens: Option<bootstrap_token::BootstrapTokens>,
     pub jwt: Option<(Arc<jwt::Reloading>, TokenCache)>,

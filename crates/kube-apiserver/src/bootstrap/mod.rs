@@ -121,6 +121,7 @@ impl Bootstrap {
         if !self.options.extension_authentication.is_empty() {
             items.push(self.extension_authentication());
         }
+        items.push(self.legacy_token_tracking());
         self.ensure_all(items).await;
         self.service_cidr_status().await;
         if let Some(allocators) = &self.allocators {
@@ -174,6 +175,18 @@ impl Bootstrap {
         let object = json!({"apiVersion": "v1", "kind": "ConfigMap",
             "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
             "data": self.options.extension_authentication});
+        Item { group: "", version: "v1", resource: "configmaps", object }
+    }
+
+    /// Since when uses of tokens in secrets are noted; a day that is there already stays.
+    fn legacy_token_tracking(&self) -> Item {
+        const NAME: &str = "kube-apiserver-legacy-service-account-token-tracking";
+        let stored = self.objects.get("", "configmaps", "kube-system", NAME).and_then(|o| o.to_value().ok());
+        let since = stored.as_ref().and_then(|o| o["data"]["since"].as_str());
+        let since = since.filter(|s| s.parse::<jiff::civil::Date>().is_ok()).map(str::to_owned);
+        let since = since.unwrap_or_else(|| self.clock.now().strftime("%Y-%m-%d").to_string());
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": NAME, "namespace": "kube-system"}, "data": {"since": since}});
         Item { group: "", version: "v1", resource: "configmaps", object }
     }
 
@@ -253,7 +266,8 @@ impl Bootstrap {
                 levels.mark_unchanged();
                 self.flow_schema_conditions().await;
             }
-            let missing = self.namespaces();
+            let mut missing = self.namespaces();
+            missing.push(self.legacy_token_tracking());
             self.ensure_all(missing).await;
             self.ensure_kubernetes_service().await;
             for changes in [&mut namespaces, &mut services, &mut slices, &mut endpoints] {

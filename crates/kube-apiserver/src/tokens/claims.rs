@@ -71,18 +71,69 @@ impl Claims {
     /// The claims of a token that one of `issuers` issued and one of `keys` signed; `None` for tokens of others. Times
     /// and objects are not checked.
     pub fn verify(token: &str, issuers: &[String], keys: &KeySet) -> Result<Option<Claims>, String> {
-        let Some(parts) = Parts::of(token) else { return Ok(None) };
-        let issuer = serde_json::from_slice::<Issued>(&parts.payload).ok().map(|i| i.iss);
-        if !issuer.is_some_and(|i| issuers.contains(&i)) {
-            return Ok(None);
+        verified(token, |issuer| issuers.iter().any(|i| i == issuer), keys)
+    }
+}
+
+/// Issuer of tokens that are kept in secrets.
+pub const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+
+/// The claims of a token that is kept in a secret, and that never expires.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LegacyClaims {
+    pub iss: String,
+    pub sub: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/namespace")]
+    pub namespace: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/secret.name")]
+    pub secret: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.name")]
+    pub account: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.uid")]
+    pub account_uid: String,
+}
+
+impl LegacyClaims {
+    /// As [`Claims::verify`]; whether the secret still holds the token is not checked.
+    pub fn verify(token: &str, keys: &KeySet) -> Result<Option<LegacyClaims>, String> {
+        verified(token, |issuer| issuer == LEGACY_ISSUER, keys)
+    }
+
+    /// What is wrong with them.
+    pub fn problem(&self) -> Option<&'static str> {
+        for (claim, why) in [
+            (&self.sub, "sub claim is missing"),
+            (&self.namespace, "namespace claim is missing"),
+            (&self.secret, "secretName claim is missing"),
+            (&self.account, "serviceAccountName claim is missing"),
+            (&self.account_uid, "serviceAccountUID claim is missing"),
+        ] {
+            if claim.is_empty() {
+                return Some(why);
+            }
         }
-        let claims = serde_json::from_slice(&parts.payload).map_err(|e| e.to_string())?;
-        let Header { alg, kid } = parts.header;
-        if keys.verifies(&alg, kid.as_deref(), parts.message.as_bytes(), &parts.signature) {
-            Ok(Some(claims))
-        } else {
-            Err("go-jose/go-jose: error in cryptographic primitive".to_owned())
-        }
+        let user = format!("system:serviceaccount:{}:{}", self.namespace, self.account);
+        (self.sub != user).then_some("sub claim is invalid")
+    }
+}
+
+fn verified<T: serde::de::DeserializeOwned>(
+    token: &str,
+    is_issuer: impl Fn(&str) -> bool,
+    keys: &KeySet,
+) -> Result<Option<T>, String> {
+    let Some(parts) = Parts::of(token) else { return Ok(None) };
+    let issuer = serde_json::from_slice::<Issued>(&parts.payload).ok().map(|i| i.iss);
+    if !issuer.is_some_and(|i| is_issuer(&i)) {
+        return Ok(None);
+    }
+    let claims = serde_json::from_slice(&parts.payload).map_err(|e| e.to_string())?;
+    let Header { alg, kid } = parts.header;
+    if keys.verifies(&alg, kid.as_deref(), parts.message.as_bytes(), &parts.signature) {
+        Ok(Some(claims))
+    } else {
+        Err("go-jose/go-jose: error in cryptographic primitive".to_owned())
     }
 }
 

@@ -4,6 +4,6 @@ pub mod claims;
 pub mod keys;
 pub mod request;
 
-pub use claims::Claims;
+pub use claims::{Claims, LEGACY_ISSUER, LegacyClaims};
 pub use keys::{KeySet, SigningKey};
 pub use request::Issuer;
