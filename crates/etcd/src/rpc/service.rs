@@ -13,6 +13,15 @@ use super::grpc::{self, Body, Requests, decode, frame};
 use super::{Call, Member};
 use crate::api;
 
+/// Keys that a range on the connection's own task has at most.
+const SHORT_RANGE_KEYS_MAX: i64 = 256;
+
+/// Whether there is no telling how much a range reads.
+fn may_be_long(request: &api::RangeRequest) -> bool {
+    let limited = (1..=SHORT_RANGE_KEYS_MAX).contains(&request.limit);
+    !request.range_end.is_empty() && !limited
+}
+
 /// The messages of a call that has one request.
 fn encode(message: &impl Message) -> Result<Bytes, Status> {
     Ok(frame(message))
@@ -47,7 +56,12 @@ impl Member {
     }
 
     /// The calls that must be quick: they are not boxed.
-    async fn key_value_call(&self, path: &str, call: Call, mut requests: Requests) -> Result<Bytes, Status> {
+    async fn key_value_call(
+        self: &Arc<Member>,
+        path: &str,
+        call: Call,
+        mut requests: Requests,
+    ) -> Result<Bytes, Status> {
         match path {
             "/etcdserverpb.KV/Put" => {
                 let request = requests.one().await?;
@@ -55,7 +69,14 @@ impl Member {
             }
             "/etcdserverpb.KV/Range" => {
                 let request = requests.one().await?;
-                self.range(self.identify(&call)?, request).await
+                let who = self.identify(&call)?;
+                if !may_be_long(&request) {
+                    return self.range(who, request).await;
+                }
+                // The connection's other calls do not wait for it.
+                let member = self.clone();
+                let ranging = tokio::spawn(async move { member.range(who, request).await });
+                ranging.await.map_err(|e| Status::internal(e.to_string()))?
             }
             _ => {
                 let request = requests.one().await?;
