@@ -168,6 +168,14 @@ pub trait Writer: Send + Sync + 'static {
     async fn delete(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<(), Status>;
 }
 
+/// Somebody a request is made as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Impersonated {
+    pub user: UserInfo,
+    /// The verb of the way that was allowed; empty for the one that asks nothing about the request.
+    pub constraint: String,
+}
+
 /// Questions about identity and policy that clients ask as objects, and tokens they ask for.
 #[async_trait]
 pub trait Reviews: Send + Sync + 'static {
@@ -197,12 +205,13 @@ pub trait Reviews: Send + Sync + 'static {
     /// The key set at `/openid/v1/jwks`.
     fn jwks(&self) -> Option<Value>;
 
-    /// Applies the `Impersonate-*` headers: the user to act as, or `None` when there are no such headers.
+    /// Applies the `Impersonate-*` headers of a request: whom to act as, or `None` when there are no such headers.
     async fn impersonate(
         &self,
         user: &UserInfo,
         headers: &http::HeaderMap,
-    ) -> Result<Option<UserInfo>, Status>;
+        request: &RequestInfo,
+    ) -> Result<Option<Impersonated>, Status>;
 }
 
 /// All that identity and policy give the server; `security` assembles it from the configuration.

@@ -233,8 +233,13 @@ pub async fn build(
     };
     let bootstrap =
         Bootstrap::new(objects, writer, options, clock.clone()).with_allocators(allocators.clone());
-    let reviews =
-        Answers { authenticators: authenticators.clone(), authorizers: authorizers.clone(), issuer, clock };
+    let reviews = Answers {
+        authenticators: authenticators.clone(),
+        authorizers: authorizers.clone(),
+        issuer,
+        clock,
+        families: families.clone(),
+    };
     let policy = Policy {
         authenticator: authenticators,
         authorizer: authorizers,

@@ -131,7 +131,7 @@ impl Audit {
         futures::future::join_all(self.backends.iter().map(Backend::end)).await;
     }
 
-    /// Begins the record of a request whose user is known; `None` where the policy wants nothing told. The error is the
+    /// Begins the record of a request whose user is known, and whom it acts as and by which constraint; `None` where the policy wants nothing told. The error is the
     /// request's.
     pub async fn begin(
         self: &Arc<Self>,
@@ -140,11 +140,11 @@ impl Audit {
         headers: &HeaderMap,
         info: &RequestInfo,
         user: &UserInfo,
-        impersonated: Option<&UserInfo>,
+        impersonated: Option<(&UserInfo, &str)>,
         peer: Option<std::net::IpAddr>,
         received: Timestamp,
     ) -> Result<Option<Record>, NotKept> {
-        let decision = self.policy.decide(impersonated.unwrap_or(user), info);
+        let decision = self.policy.decide(impersonated.map_or(user, |(other, _)| other), info);
         self.levels[decision.level as usize].fetch_add(1, Ordering::Relaxed);
         if decision.level == Level::None {
             return Ok(None);
@@ -160,8 +160,11 @@ impl Audit {
         set("requestURI", uri.path_and_query().map_or("/", |p| p.as_str()).into());
         set("verb", info.verb.as_str().into());
         set("user", user_json(user));
-        if let Some(impersonated) = impersonated {
+        if let Some((impersonated, constraint)) = impersonated {
             set("impersonatedUser", user_json(impersonated));
+            if !constraint.is_empty() {
+                set("authenticationMetadata", json!({"impersonationConstraint": constraint}));
+            }
         }
         set("sourceIPs", sources(headers, peer).into());
         if let Some(agent) = header(headers, "user-agent") {
@@ -344,7 +347,18 @@ mod tests {
         let uri: http::Uri = "/api/v1/namespaces/a/configmaps?x=y".parse().unwrap();
         let received: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let peer = Some("::ffff:192.0.2.1".parse().unwrap());
-        let record = audit.begin("id", &uri, &headers, &info, &user, Some(&other), peer, received).await;
+        let record = audit
+            .begin(
+                "id",
+                &uri,
+                &headers,
+                &info,
+                &user,
+                Some((&other, "impersonate:user-info")),
+                peer,
+                received,
+            )
+            .await;
         let mut record = record.unwrap().unwrap();
         assert!(record.wants_request());
         record.request_body =
@@ -366,6 +380,7 @@ mod tests {
                 "stage": "ResponseComplete", "requestURI": "/api/v1/namespaces/a/configmaps?x=y", "verb": "create",
                 "user": {"username": "admin", "groups": ["system:masters", "system:authenticated"]},
                 "impersonatedUser": {"username": "alice", "groups": ["system:authenticated"]},
+                "authenticationMetadata": {"impersonationConstraint": "impersonate:user-info"},
                 "sourceIPs": ["10.0.0.1", "10.0.0.2", "192.0.2.1"], "userAgent": "kubectl/v1.36",
                 "objectRef": {"resource": "configmaps", "namespace": "a", "apiVersion": "v1"},
                 "responseStatus": {"metadata": {}, "code": 201},

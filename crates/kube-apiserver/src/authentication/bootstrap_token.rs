@@ -69,7 +69,7 @@ fn user(stored: &Value, id: &str, secret: &str, clock: &Clock) -> Option<UserInf
 }
 
 /// Compares in a time that does not depend on where the difference is.
-fn same(a: &[u8], b: &[u8]) -> bool {
+pub(super) fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y)) == 0
 }
 

@@ -461,7 +461,8 @@ fn prefixed(
     None
 }
 
-fn domain_prefixed(key: &str, path: &Path, errors: &mut Vec<FieldError>) {
+/// Whether a key is of the form `domain/path`.
+pub(super) fn domain_prefixed(key: &str, path: &Path, errors: &mut Vec<FieldError>) {
     if key.is_empty() {
         errors.push(FieldError::required(path, ""));
         return;

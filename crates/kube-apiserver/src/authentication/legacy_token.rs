@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use super::bootstrap_token;
 use super::token_cache::Outcome;
 use crate::metrics::{Families, Family};
 use crate::seams::{Objects, Writer};
@@ -95,7 +96,7 @@ impl LegacyTokens {
         }
         let value = secret.to_value().map_err(|e| e.to_string())?;
         let kept = value["data"]["token"].as_str().and_then(|t| STANDARD.decode(t).ok()).unwrap_or_default();
-        if ring::constant_time::verify_slices_are_equal(&kept, token.as_bytes()).is_err() {
+        if !bootstrap_token::same(&kept, token.as_bytes()) {
             return Err("Token does not match server's copy".to_owned());
         }
         let Some(found) = self.objects.get("", "serviceaccounts", namespace, account) else {

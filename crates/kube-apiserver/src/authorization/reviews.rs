@@ -13,7 +13,8 @@ use serde_json::{Map, Value, json};
 
 use super::{Chain, Verdict};
 use crate::authentication;
-use crate::seams::{RequestInfo, Reviews};
+use crate::metrics::Families;
+use crate::seams::{Impersonated, RequestInfo, Reviews};
 use crate::security::failure;
 use crate::tokens::Issuer;
 
@@ -24,6 +25,7 @@ pub struct Answers {
     pub authorizers: Arc<Chain>,
     pub issuer: Arc<Issuer>,
     pub clock: Clock,
+    pub families: Families,
 }
 
 fn text(value: &Value) -> String {
@@ -356,7 +358,9 @@ impl Reviews for Answers {
         &self,
         user: &UserInfo,
         headers: &http::HeaderMap,
-    ) -> Result<Option<UserInfo>, Status> {
-        authentication::impersonation::impersonate(&*self.authorizers, user, headers).await
+        request: &RequestInfo,
+    ) -> Result<Option<Impersonated>, Status> {
+        let authorizer = &*self.authorizers;
+        authentication::impersonation::impersonate(authorizer, user, headers, request, &self.families).await
     }
 }

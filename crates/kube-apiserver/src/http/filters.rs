@@ -172,10 +172,10 @@ async fn answer(
                 path: call.uri.path(),
             };
             let user = policy.authenticator.authenticate(credentials).await?;
-            match policy.reviews.impersonate(&user, &call.headers).await? {
+            match policy.reviews.impersonate(&user, &call.headers, &call.info).await? {
                 Some(other) => {
-                    impersonator = Some(user);
-                    other
+                    impersonator = Some((user, other.constraint));
+                    other.user
                 }
                 None => user,
             }
@@ -185,7 +185,7 @@ async fn answer(
     if let Some(audit) = &server.audit {
         let id = audit_id.to_str().unwrap_or_default();
         let (user, other) = match &impersonator {
-            Some(user) => (user, Some(&call.user)),
+            Some((user, constraint)) => (user, Some((&call.user, constraint.as_str()))),
             None => (&call.user, None),
         };
         let record = audit.begin(id, &call.uri, &call.headers, &call.info, user, other, peer, received).await;
