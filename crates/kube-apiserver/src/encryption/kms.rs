@@ -41,7 +41,7 @@ const LATENCY_BOUNDS: &[f64] = &[
 
 /// What keys are made of: the key itself, or a seed (HKDF-SHA256, expanded only).
 enum Source {
-    Key(aead::LessSafeKey),
+    Key(Box<aead::LessSafeKey>),
     Seed(hkdf::Prk),
 }
 
@@ -66,7 +66,7 @@ fn gcm(key: &[u8]) -> Result<aead::LessSafeKey> {
 impl Source {
     fn new(plain: &[u8], is_seed: bool) -> Result<Source> {
         if !is_seed {
-            return Ok(Source::Key(gcm(plain)?));
+            return Ok(Source::Key(Box::new(gcm(plain)?)));
         }
         ensure!(plain.len() >= SEED_BYTES, "invalid seed length {} used for key generation", plain.len());
         Ok(Source::Seed(hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, plain)))
@@ -100,7 +100,7 @@ impl Source {
         let short = || anyhow!("the stored data was shorter than the required size");
         let derived;
         let (key, sealed) = match self {
-            Source::Key(key) => (key, sealed),
+            Source::Key(key) => (&**key, sealed),
             Source::Seed(seed) => {
                 let (info, sealed) = sealed.split_at_checked(INFO_BYTES).ok_or_else(short)?;
                 derived = Source::derive(seed, info)?;
