@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use apimachinery::user::{SYSTEM_MASTERS, UserInfo};
 use client::{Client, Informers};
 use etcd::{Directory, Engine, Options};
+use kube_apiserver::Component;
 use kube_apiserver::audit::{self, LogConfig};
 use storage::Store;
 use tokio::signal::unix::{SignalKind, signal};
@@ -148,6 +149,7 @@ fn apiserver_config(
         kube_apiserver::Config::new(store, serving.certificate.into_bytes(), serving.key.into_bytes());
     config.bind_address = flags.bind_address;
     config.secure_port = flags.https_listen_port;
+    config.components = ["scheduler", "controller-manager"].map(|name| (name, Component::Within)).to_vec();
     let security = &mut config.security;
     security.client_ca = Some(pki.ca_certificate().as_bytes().to_vec());
     security.request_header_ca = Some(pki.front_proxy_ca_certificate().as_bytes().to_vec());

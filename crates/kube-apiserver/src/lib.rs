@@ -50,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::flags::{AuditWebhookFlags, AuthenticationFlags, AuthorizationFlags, EncryptionFlags, Flags};
 pub use crate::http::Body;
 pub use crate::registry::access::{SourceEvent, Wanted};
+pub use crate::registry::component_status::Component;
 
 use crate::http::filters::{self, Caller};
 use crate::metrics::Metrics;
@@ -77,6 +78,8 @@ pub struct Config {
     pub audit: Option<audit::Config>,
     /// Which resources are kept encrypted.
     pub encryption: Option<encryption::Config>,
+    /// The other parts of the control plane, by name.
+    pub components: Vec<(&'static str, Component)>,
     pub clock: Clock,
     /// How long requests in flight may take to end on shutdown.
     pub shutdown_grace: Duration,
@@ -97,6 +100,7 @@ impl Config {
             flow_control: flow_control::Config::default(),
             audit: None,
             encryption: None,
+            components: registry::component_status::defaults(),
             clock: Clock::system(),
             shutdown_grace: Duration::from_secs(5),
         }
@@ -197,8 +201,7 @@ pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
         Some(config) => Some(Arc::new(audit::Audit::start(config, &metrics.families).await?)),
         None => None,
     };
-    let server =
-        Server::new(registry.clone(), metrics, kubelets, aggregator, &config.flow_control, audit, encrypted);
+    let server = Server::new(registry.clone(), metrics, kubelets, aggregator, &config, audit, encrypted);
     let access = Arc::new(Access(registry.clone()));
     let mut security = config.security.clone();
     security.secure_port = address.port();

@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use crate::Config;
 use crate::aggregation::Aggregator;
 use crate::audit::Audit;
 use crate::discovery::Documents;
 use crate::encryption::Encrypted;
-use crate::flow_control::{self, FlowControl};
+use crate::flow_control::FlowControl;
 use crate::metrics::Metrics;
 use crate::proxy::Kubelets;
 use crate::registry::Registry;
 use crate::registry::access::Access;
+use crate::registry::component_status::Component;
 use crate::resource_metrics::ResourceMetrics;
 
 pub struct Server {
@@ -29,6 +31,7 @@ pub struct Server {
     pub kubelets: Kubelets,
     pub aggregator: Aggregator,
     pub resource_metrics: ResourceMetrics,
+    pub components: Vec<(&'static str, Component)>,
 }
 
 impl Server {
@@ -37,7 +40,7 @@ impl Server {
         metrics: Metrics,
         kubelets: Kubelets,
         aggregator: Aggregator,
-        limits: &flow_control::Config,
+        config: &Config,
         audit: Option<Arc<Audit>>,
         encrypted: Option<Arc<Encrypted>>,
     ) -> Arc<Server> {
@@ -45,15 +48,16 @@ impl Server {
         Arc::new(Server {
             registry,
             metrics,
-            reading: Arc::new(Semaphore::new(limits.reading_max as usize)),
-            writing: Arc::new(Semaphore::new(limits.writing_max as usize)),
-            flow_control: FlowControl::new(limits.clone(), objects),
+            reading: Arc::new(Semaphore::new(config.flow_control.reading_max as usize)),
+            writing: Arc::new(Semaphore::new(config.flow_control.writing_max as usize)),
+            flow_control: FlowControl::new(config.flow_control.clone(), objects),
             audit,
             encrypted,
             documents: Documents::default(),
             kubelets,
             aggregator,
             resource_metrics: ResourceMetrics::default(),
+            components: config.components.clone(),
         })
     }
 }

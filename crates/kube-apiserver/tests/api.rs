@@ -5,16 +5,16 @@ mod common;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::api::core::v1::{ComponentStatus, ConfigMap, Namespace, Pod};
 use kube::api::{
     Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, PropagationPolicy, WatchEvent, WatchParams,
 };
 use kube::core::{DynamicObject, GroupVersionKind};
 use kube::discovery::ApiResource;
-use kube_apiserver::{SourceEvent, Wanted};
+use kube_apiserver::{Component, SourceEvent, Wanted};
 use serde_json::{Value, json};
 
-use common::{cluster, code};
+use common::{cluster, cluster_on, code, engine};
 
 fn config_map(name: &str, labels: Value, data: Value) -> ConfigMap {
     serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "data": data})).unwrap()
@@ -153,6 +153,35 @@ async fn answers_are_written_as_upstreams() {
         assert_eq!(text.starts_with("{\n  \"kind\": "), pretty, "{path} {agent}: {text}");
         assert_eq!(text.ends_with('\n'), !pretty, "{path} {agent}");
     }
+}
+
+#[tokio::test]
+async fn components_are_asked_how_they_are() {
+    let store = tempfile::tempdir().unwrap();
+    let cluster = cluster_on(engine(&store), |config| {
+        // Nobody serves at port 1.
+        config.components =
+            vec![("scheduler", Component::Within), ("controller-manager", Component::Port(1))];
+    })
+    .await;
+    let all: Api<ComponentStatus> = Api::all(cluster.client.clone());
+    let said = |found: &ComponentStatus| {
+        let condition = &found.conditions.as_ref().unwrap()[0];
+        let message = condition.message.clone().unwrap_or_default();
+        (found.metadata.name.clone().unwrap(), condition.status.clone(), message)
+    };
+    let found: Vec<_> = all.list(&ListParams::default()).await.unwrap().iter().map(said).collect();
+    let ok = |name: &str| (name.to_owned(), "True".to_owned(), "ok".to_owned());
+    assert_eq!((&found[0], &found[2]), (&ok("scheduler"), &ok("etcd-0")));
+    assert_eq!((found[1].0.as_str(), found[1].1.as_str()), ("controller-manager", "False"));
+    assert!(
+        found[1].2.starts_with("Get \"https://127.0.0.1:1/healthz\": dial tcp 127.0.0.1:1: "),
+        "{found:?}"
+    );
+    let one = ListParams::default().fields("metadata.name=etcd-0");
+    assert_eq!(all.list(&one).await.unwrap().items.len(), 1);
+    assert_eq!(said(&all.get("scheduler").await.unwrap()), ok("scheduler"));
+    assert_eq!(code(all.get("x").await.unwrap_err()), (404, "NotFound".into()));
 }
 
 #[tokio::test]

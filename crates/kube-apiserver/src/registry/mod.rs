@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod compaction;
+pub mod component_status;
 pub mod delete;
 pub mod entry;
 pub mod handler;

@@ -1,5 +1,6 @@
 //! Subresources, and the kinds that are asked rather than stored.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use api::scale::Scale;
@@ -10,10 +11,11 @@ use serde_json::{Value, json};
 
 use super::delete::DeleteOptions;
 use super::handler::{self, Call, PatchKind};
-use super::output::Show;
+use super::output::{Show, partial};
 use super::write::{Change, Write};
-use super::{Entry, Registry, meta};
+use super::{Entry, Registry, component_status, meta};
 use crate::http::Body;
+use crate::http::negotiation::View;
 use crate::http::respond;
 use crate::proxy;
 use crate::seams::{AdmissionRequest, Operation};
@@ -71,12 +73,35 @@ pub async fn serve_unstored(
             bind(registry, pods, call, body).await
         }
         ("", "componentstatuses", "list") => {
+            let (labels, fields) = (call.query.get("labelSelector"), call.query.get("fieldSelector"));
+            let found = component_status::list(server, entry, labels, fields).await?;
             let show = call.show(entry, registry)?;
-            let list =
-                json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []});
-            Ok(respond::value(StatusCode::OK, &list, show.accept))
+            let value = match show.accept.view {
+                View::Table => {
+                    let found: Vec<Cow<'_, Value>> = found.into_iter().map(Cow::Owned).collect();
+                    show.table(&found, Some(json!({})))
+                }
+                View::Metadata => {
+                    let version = show.accept.view_version();
+                    let items: Vec<Value> = found.iter().map(|o| partial(o, version)).collect();
+                    json!({"kind": "PartialObjectMetadataList", "apiVersion": version, "metadata": {}, "items": items})
+                }
+                View::Whole => {
+                    json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": found})
+                }
+            };
+            Ok(respond::value(StatusCode::OK, &value, show.accept))
         }
-        ("", "componentstatuses", "get") => Err(Status::not_found("componentstatus", "", &call.info.name)),
+        ("", "componentstatuses", "get") => {
+            let found = component_status::get(server, &call.info.name).await?;
+            let show = call.show(entry, registry)?;
+            let value = match show.accept.view {
+                View::Table => show.table(&[Cow::Owned(found)], None),
+                View::Metadata => partial(&found, show.accept.view_version()),
+                View::Whole => found,
+            };
+            Ok(respond::value(StatusCode::OK, &value, show.accept))
+        }
         (_, _, "create") => {
             let accept = call.accept(false)?;
             let object = call.decode(Shape::of(entry)).await?;
