@@ -149,6 +149,7 @@ impl Containerd {
         if let Some(pid) = self.running_pid() {
             stop_process(pid, Duration::from_secs(10)).await;
         }
+        end_shims(&self.socket().to_string_lossy());
         let _ = fs::remove_file(self.pid_file());
         Ok(())
     }
@@ -280,4 +281,43 @@ async fn stop_process(pid: Pid, patience: Duration) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let _ = kill(pid, Signal::SIGKILL);
+}
+
+/// Ends the shims of the containerd at `socket`, which is gone. Those whose sandbox was never made, or was given up, are
+/// known to nobody else.
+fn end_shims(socket: &str) {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in processes.filter_map(|p| p.file_name().to_str()?.parse::<i32>().ok()) {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if is_shim_of(&command, socket) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// Whether a command line (words that end in zeros) is that of a shim of the containerd at `socket`.
+fn is_shim_of(command: &[u8], socket: &str) -> bool {
+    let words: Vec<&[u8]> = command.split(|b| *b == 0).collect();
+    let program = words.first().and_then(|w| w.rsplit(|b| *b == b'/').next()).unwrap_or_default();
+    program.starts_with(b"containerd-shim")
+        && words.windows(2).any(|w| w[0] == b"-address" && w[1] == socket.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_its_shims() {
+        let command = |words: &[&str]| (words.join("\0") + "\0").into_bytes();
+        for (words, want) in [
+            (&["/usr/bin/containerd-shim-runc-v2", "-id", "a", "-address", "/run/x.sock"][..], true),
+            (&["containerd-shim-runc-v2", "-address", "/run/y.sock"], false),
+            (&["/usr/bin/containerd", "-address", "/run/x.sock"], false),
+            (&["containerd-shim-runc-v2", "-address"], false),
+            (&[], false),
+        ] {
+            assert_eq!(is_shim_of(&command(words), "/run/x.sock"), want, "{words:?}");
+        }
+    }
 }
