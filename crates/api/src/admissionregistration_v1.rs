@@ -15,6 +15,7 @@ const BASE: Rules = Rules { group: GROUP, namespaced: false, ..DEFAULT };
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "mutatingwebhookconfigurations",
+        unconditional_update: false,
         validate: validate_webhooks,
         validate_update: |new, _| validate_webhooks(new),
         defaults: |c| webhooks(c, true),
@@ -23,6 +24,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "validatingwebhookconfigurations",
+        unconditional_update: false,
         validate: validate_webhooks,
         validate_update: |new, _| validate_webhooks(new),
         defaults: |c| webhooks(c, false),

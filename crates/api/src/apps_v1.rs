@@ -124,7 +124,7 @@ fn daemon_set_defaults(set: &mut Value) {
         set.put_default("spec.updateStrategy.rollingUpdate.maxSurge", 0);
     }
     set.put_default("spec.revisionHistoryLimit", 10);
-    if !set.at("metadata.annotations").has(TEMPLATE_GENERATION) {
+    if set.at("metadata.annotations").get_or_null(TEMPLATE_GENERATION).is_null() {
         set_template_generation(set, 0);
     }
     template(set);

@@ -138,7 +138,9 @@ fn owners(errors: &mut Errors, meta: &Value, path: &Path<'_>) {
     let mut controller: Option<String> = None;
     for owner in meta.list("ownerReferences") {
         let (api_version, kind) = (owner.text("apiVersion"), owner.text("kind"));
-        if api_version.rsplit('/').next().unwrap_or_default().is_empty() {
+        if api_version.rsplit('/').next().unwrap_or_default().is_empty()
+            || api_version.matches('/').count() > 1
+        {
             errors.invalid(&path.child("apiVersion"), api_version, "version must not be empty");
         }
         for name in ["kind", "name", "uid"] {
@@ -306,10 +308,10 @@ pub fn conditions(errors: &mut Errors, conditions: &[Value], path: &Path<'_>) {
         errors.one_of(&path.child("status"), status, &["False", "True", "Unknown"]);
         errors.not_negative(&path.child("observedGeneration"), condition.int("observedGeneration"));
         if condition.text("lastTransitionTime").is_empty() {
-            errors.required(&path.child("lastTransitionTime"), "must be set");
+            errors.required(&path.child("lastTransitionTime"), "");
         }
         if reason.is_empty() {
-            errors.required(&path.child("reason"), "must be set");
+            errors.required(&path.child("reason"), "");
         } else if reason.len() > 1024 {
             errors.too_long(&path.child("reason"), 1024);
         }

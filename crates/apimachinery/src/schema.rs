@@ -196,6 +196,14 @@ impl Field {
         }
     }
 
+    /// What a key that identifies elements of a list is where it is left out.
+    pub(crate) fn key_zero(&self) -> Option<Value> {
+        match self.schema.kind {
+            Kind::String if !self.pointer() => Some("".into()),
+            _ => self.zero(),
+        }
+    }
+
     pub fn merges(&self) -> bool {
         self.patch_strategy.split(',').any(|s| s == "merge")
     }

@@ -399,7 +399,7 @@ fn same(a: &Value, b: &Value) -> bool {
 
 fn format_fits(format: &str, text: &str) -> bool {
     match format {
-        "date-time" => codec::normalize_micro_time(text).is_ok(),
+        "date-time" => codec::normalize_time(text).is_ok(),
         "date" => text.parse::<jiff::civil::Date>().is_ok() && text.len() == 10,
         "byte" => {
             use base64::Engine;

@@ -413,7 +413,7 @@ fn typed(bytes: &[u8], media_type: MediaType) -> Outcome {
         let message = protobuf::encode(&decoded.value, schema);
         protobuf::decode(&message, schema).map_err(|e| format!("own protobuf: {e}"))?;
     }
-    out += &told("applied", &codec::decode_applied(bytes, media_type, schema, Strictness::Warn));
+    out += &told("applied", &applied(bytes, schema));
     out += &told("type meta", &codec::type_meta(bytes, media_type));
     Ok(out)
 }
@@ -518,8 +518,8 @@ fn apply(bytes: &[u8]) -> Outcome {
     };
     let mut live = pod_value()?;
     managed_fields::update(None, &mut live, schema, &writer("first"));
-    let config = match codec::decode_applied(bytes, MediaType::Yaml, schema, Strictness::Warn) {
-        Ok(config) => config.value,
+    let config = match applied(bytes, schema) {
+        Ok(config) => config,
         Err(e) => return Ok(e.to_string()),
     };
     let mut out = String::new();
@@ -534,6 +534,11 @@ fn apply(bytes: &[u8]) -> Outcome {
         }
     }
     Ok(out)
+}
+
+fn applied(bytes: &[u8], schema: &'static Schema) -> Result<Value, codec::DecodeError> {
+    let read = codec::read_applied(bytes, Strictness::Warn)?;
+    codec::type_applied(&read.value, schema)
 }
 
 fn fields(bytes: &[u8]) -> Outcome {

@@ -438,7 +438,8 @@ pub fn columns(entry: &Entry) -> Vec<Value> {
     api::table::columns(&entry.storage_group, &entry.resource)
         .iter()
         .map(|c| {
-            json!({"name": c.name, "type": c.kind, "format": c.format, "description": c.description,
+            let description = api::table::description(&entry.storage_group, &entry.resource, c);
+            json!({"name": c.name, "type": c.kind, "format": c.format, "description": description,
                 "priority": c.priority})
         })
         .collect()

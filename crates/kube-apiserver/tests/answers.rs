@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::timeout;
 
-const GROUPS: [(&str, &str); 9] = [
+const GROUPS: [(&str, &str); 15] = [
     ("setup", include_str!("answers/setup.jsonl")),
     ("defaults", include_str!("answers/defaults.jsonl")),
     ("protocol", include_str!("answers/protocol.jsonl")),
@@ -27,6 +27,12 @@ const GROUPS: [(&str, &str); 9] = [
     ("apps", include_str!("answers/apps.jsonl")),
     ("batch", include_str!("answers/batch.jsonl")),
     ("policy", include_str!("answers/policy.jsonl")),
+    ("rbac", include_str!("answers/rbac.jsonl")),
+    ("networking", include_str!("answers/networking.jsonl")),
+    ("storage", include_str!("answers/storage.jsonl")),
+    ("small", include_str!("answers/small.jsonl")),
+    ("extensions", include_str!("answers/extensions.jsonl")),
+    ("admission", include_str!("answers/admission.jsonl")),
 ];
 
 /// After which an answer is held to have no end.

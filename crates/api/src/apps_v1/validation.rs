@@ -261,15 +261,6 @@ fn stateful_set_spec(set: &Value) -> Errors {
         }
         "RollingUpdate" => {
             not_negative(&mut errors, rolling, &["partition"], &path);
-            let unavailable = rolling.at("maxUnavailable");
-            if !unavailable.is_null() {
-                let path = path.child("maxUnavailable");
-                number_or_percent(&mut errors, unavailable, &path);
-                if amount(unavailable) == 0 {
-                    errors.invalid(&path, unavailable.clone(), "cannot be 0");
-                }
-                at_most_all(&mut errors, unavailable, &path);
-            }
         }
         _ => errors.invalid(
             &strategy,

@@ -27,6 +27,11 @@ pub fn job(job: &Value) -> Errors {
     let selector = spec.at("selector");
     if selector.is_null() {
         errors.required(&SPEC.child("selector"), "");
+        errors.invalid(
+            &SPEC.child("template").child("metadata").child("labels"),
+            Value::Null,
+            "`selector` does not match template `labels`",
+        );
     } else {
         meta::label_selector(&mut errors, selector, &SPEC.child("selector"));
         let labels = spec.at("template.metadata.labels");
@@ -424,12 +429,51 @@ fn is(job: &Value, condition: &str) -> bool {
     job.list("status.conditions").iter().any(|c| c.text("type") == condition && c.text("status") == "True")
 }
 
+/// Which indexes are done is told only where there are any: `1,3-5`.
+fn completed_indexes(errors: &mut Errors, job: &Value) {
+    let told = job.text("status.completedIndexes");
+    if told.is_empty() {
+        return;
+    }
+    let path = STATUS.child("completedIndexes");
+    let bad = told.split(',').flat_map(|range| range.splitn(2, '-')).find(|n| n.parse::<u32>().is_err());
+    if let Some(bad) = bad {
+        let why =
+            format!("error parsing completedIndexes: cannot convert string to integer for index: {bad:?}");
+        errors.invalid(&path, told, why);
+    }
+    if job.text("spec.completionMode") != "Indexed" {
+        errors.invalid(&path, told, "cannot set non-empty completedIndexes when non-indexed completion mode");
+    }
+}
+
+/// A pod is counted once, and named.
+fn uncounted(errors: &mut Errors, pods: &Value) {
+    let path = STATUS.child("uncountedTerminatedPods");
+    let mut seen: Vec<&str> = Vec::new();
+    for name in ["succeeded", "failed"] {
+        let list = path.child(name);
+        for (i, uid) in pods.list(name).iter().enumerate() {
+            let uid = uid.as_str().unwrap_or_default();
+            if uid.is_empty() {
+                errors.invalid(&list.index(i), uid, "must not be empty");
+            } else if seen.contains(&uid) {
+                errors.duplicate(&list.index(i), uid);
+            } else {
+                seen.push(uid);
+            }
+        }
+    }
+}
+
 pub fn job_status(new: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     let status = new.at("status");
     for name in ["active", "succeeded", "failed", "ready", "terminating"] {
         errors.not_negative(&STATUS.child(name), status.int(name));
     }
+    completed_indexes(&mut errors, new);
+    uncounted(&mut errors, status.at("uncountedTerminatedPods"));
     let conditions = STATUS.child("conditions");
     let refuse = |errors: &mut Errors, said: &str| {
         errors.report(apimachinery::status::FieldErrorKind::Invalid, &conditions, None, said.to_owned());
@@ -449,6 +493,10 @@ pub fn job_status(new: &Value, old: &Value) -> Errors {
     if is(new, "Failed") != is(old, "Failed") && is(new, "Failed") && !is(new, "FailureTarget") {
         refuse(&mut errors, "cannot set Failed=True condition without the FailureTarget=true condition");
     }
+    let completion = STATUS.child("completionTime");
+    if is(new, "Complete") && !is(old, "Complete") && !status.has("completionTime") {
+        errors.required(&completion, "completionTime is required for Complete jobs");
+    }
     if is(new, "Complete") != is(old, "Complete") && is(new, "Complete") && !is(new, "SuccessCriteriaMet") {
         refuse(
             &mut errors,
@@ -464,16 +512,12 @@ pub fn job_status(new: &Value, old: &Value) -> Errors {
         refuse(&mut errors, "cannot disable the SuccessCriteriaMet=True condition");
     }
     let finished = |job: &Value| is(job, "Complete") || is(job, "Failed");
-    let completion = STATUS.child("completionTime");
     if status.has("completionTime") && !is(new, "Complete") {
         errors.invalid(
             &completion,
             status.at("completionTime").clone(),
             "cannot set completionTime when there is no Complete=True condition",
         );
-    }
-    if is(new, "Complete") && !is(old, "Complete") && !status.has("completionTime") {
-        errors.required(&completion, "completionTime is required for Complete jobs");
     }
     if old.has("status.completionTime") && status.has("completionTime") {
         errors.immutable(&completion, status.at("completionTime"), old.at("status.completionTime"));

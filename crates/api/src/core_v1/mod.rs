@@ -232,6 +232,7 @@ pub static RULES: &[Rules] = &[
         validate_update: persistent_volume::validate_claim_update,
         validate_status_update: persistent_volume::validate_claim_status,
         prepare_for_create: |claim| {
+            persistent_volume::drop_other_sources(claim);
             persistent_volume::prepare_claim(claim);
             claim.put("status.phase", "Pending");
         },

@@ -10,8 +10,24 @@ use crate::path::Path;
 use crate::strategy::Errors;
 use crate::value::{Read, Write, quantity};
 
+/// What the older of the two fields never took is dropped from it without a word.
+pub fn drop_other_sources(claim: &mut Value) {
+    let source = claim.at("spec.dataSource");
+    let known = match source.text("apiGroup") {
+        "" => source.text("kind") == "PersistentVolumeClaim",
+        group => group == "snapshot.storage.k8s.io" && source.text("kind") == "VolumeSnapshot",
+    };
+    if !source.is_null() && !known && claim.at("spec.dataSourceRef").is_null() {
+        claim.remove("spec.dataSource");
+    }
+}
+
 /// A data source said in one of the two fields is said in both, where both can say it.
 pub fn prepare_claim(claim: &mut Value) {
+    // Sources in other namespaces are behind a gate that is off.
+    if !claim.text("spec.dataSourceRef.namespace").is_empty() {
+        claim.remove("spec.dataSourceRef");
+    }
     let (source, reference) = (claim.at("spec.dataSource").clone(), claim.at("spec.dataSourceRef").clone());
     if !source.is_null() && reference.is_null() {
         claim.put("spec.dataSourceRef", source);
@@ -106,6 +122,10 @@ pub fn claim_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     class_name(errors, spec, "storageClassName", path);
     if spec.has("volumeMode") {
         errors.one_of(&path.child("volumeMode"), spec.text("volumeMode"), &["Block", "Filesystem"]);
+    }
+    let (source, reference) = (spec.get_or_null("dataSource"), spec.get_or_null("dataSourceRef"));
+    if !source.is_null() && !reference.is_null() && source != reference {
+        errors.invalid(path, spec.clone(), "must match dataSourceRef");
     }
     for name in ["dataSource", "dataSourceRef"] {
         let source = spec.get_or_null(name);

@@ -1,5 +1,6 @@
 //! Names and amounts of resources: cpu, memory, `example.com/gpu`.
 
+use apimachinery::quantity::Quantity;
 use serde_json::Value;
 
 use crate::check::{self, NOT_NEGATIVE, Report};
@@ -107,6 +108,17 @@ pub fn amount(errors: &mut Errors, resource: &str, value: &Value, path: &Path<'_
     }
 }
 
+/// Huge pages come whole.
+fn whole_pages(errors: &mut Errors, resource: &str, value: &Value, path: &Path<'_>) {
+    let size = resource.strip_prefix("hugepages-").and_then(|size| Quantity::parse(size).ok());
+    if let (Some(size), Some(q)) = (size, quantity(value))
+        && size.value() > 0
+        && (q.value() <= 0 || q.value() % size.value() != 0)
+    {
+        errors.invalid(path, q.to_string(), format!("{q} is not positive integer multiple of {resource}"));
+    }
+}
+
 /// `resources` of a container or of a pod. `claims` are the names of the pod's resource claims.
 pub fn requirements(
     errors: &mut Errors,
@@ -132,6 +144,7 @@ pub fn requirements(
         let path = limit_path.key(resource);
         check_name(errors, resource, &path);
         amount(errors, resource, value, &path);
+        whole_pages(errors, resource, value, &path);
         huge |= is_huge_page(resource);
         compute |= matches!(resource.as_str(), "cpu" | "memory");
     }
@@ -139,6 +152,7 @@ pub fn requirements(
         let path = request_path.key(resource);
         check_name(errors, resource, &path);
         amount(errors, resource, value, &path);
+        whole_pages(errors, resource, value, &path);
         huge |= is_huge_page(resource);
         compute |= matches!(resource.as_str(), "cpu" | "memory");
         let Some(request) = quantity(value) else { continue };

@@ -59,17 +59,17 @@ pub fn prepare_for_update(new: &mut Value, old: &Value) {
             || (kind == "LoadBalancer"
                 && service.at("spec.allocateLoadBalancerNodePorts").as_bool().unwrap_or(true))
     };
-    agree_on_addresses(new, Some(old));
     // A client that leaves the addresses out means the ones it has.
     if needs_cluster_ip(&was) && needs_cluster_ip(&is) {
         if new.text("spec.clusterIP").is_empty() && new.list("spec.clusterIPs").is_empty() {
             new.copy_from(old, "spec.clusterIP");
-            new.copy_from(old, "spec.clusterIPs");
-        } else if new.list("spec.clusterIPs").is_empty()
-            && new.text("spec.clusterIP") == old.text("spec.clusterIP")
-        {
+        }
+        if new.list("spec.clusterIPs").is_empty() && !old.list("spec.clusterIPs").is_empty() {
             new.copy_from(old, "spec.clusterIPs");
         }
+    }
+    agree_on_addresses(new, Some(old));
+    if needs_cluster_ip(&was) && needs_cluster_ip(&is) {
         if !new.has("spec.ipFamilyPolicy") {
             new.copy_from(old, "spec.ipFamilyPolicy");
         }
@@ -514,6 +514,7 @@ pub fn validate_status(new: &Value, _: &Value) -> Errors {
     let ingress = new.list("status.loadBalancer.ingress");
     if !ingress.is_empty() && new.text("spec.type") != "LoadBalancer" {
         errors.forbidden(&list, "may only be used when `spec.type` is 'LoadBalancer'");
+        return errors;
     }
     for (i, one) in ingress.iter().enumerate() {
         let path = list.index(i);

@@ -10,19 +10,19 @@ use crate::value::Read;
 
 mod core;
 pub mod custom;
+mod descriptions;
 mod json_path;
 mod others;
 mod pods;
 mod rows;
 mod workloads;
 
-/// One column. `kind` is an OpenAPI type, `format` may be empty.
+/// One column of a built-in resource. `kind` is an OpenAPI type, `format` may be empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Column {
     pub name: &'static str,
     pub kind: &'static str,
     pub format: &'static str,
-    pub description: &'static str,
     /// 0 is always shown.
     pub priority: u8,
 }
@@ -35,6 +35,11 @@ pub(crate) struct Table {
 /// The columns of a built-in resource.
 pub fn columns(group: &str, resource: &str) -> &'static [Column] {
     rows::find(group, resource).columns
+}
+
+/// What a column of a built-in resource holds.
+pub fn description(group: &str, resource: &str, column: &Column) -> &'static str {
+    descriptions::of(group, resource, column)
 }
 
 /// The cells of one object, one for each column.

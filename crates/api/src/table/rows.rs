@@ -7,18 +7,11 @@ use crate::scale::selector_text;
 use crate::value::{Read, quantity};
 
 pub(super) const fn column(name: &'static str, kind: &'static str, priority: u8) -> Column {
-    Column { name, kind, format: "", description: "", priority }
+    Column { name, kind, format: "", priority }
 }
 
-pub(super) const NAME: Column = Column {
-    name: "Name",
-    kind: "string",
-    format: "name",
-    description: "Name within its namespace",
-    priority: 0,
-};
-pub(super) const AGE: Column =
-    Column { name: "Age", kind: "string", format: "", description: "Time since it was created", priority: 0 };
+pub(super) const NAME: Column = Column { name: "Name", kind: "string", format: "name", priority: 0 };
+pub(super) const AGE: Column = Column { name: "Age", kind: "string", format: "", priority: 0 };
 
 pub(super) const fn text(name: &'static str) -> Column {
     column(name, "string", 0)

@@ -23,7 +23,23 @@ pub fn normalize_micro_time(text: &str) -> Result<String, String> {
             return Ok(text.to_owned());
         }
     }
-    parse(text).map(micro_time).ok_or_else(|| complaint(text, "2006-01-02T15:04:05.000000Z07:00"))
+    const LAYOUT: &str = "2006-01-02T15:04:05.000000Z07:00";
+    let at = parse(text).map(micro_time).ok_or_else(|| complaint(text, LAYOUT))?;
+    // Six digits, no more and no less.
+    let cannot = |rest: &str, part: &str| {
+        let (text, layout) = (quote(text), quote(LAYOUT));
+        format!("parsing time {text} as {layout}: cannot parse {} as {}", quote(rest), quote(part))
+    };
+    let fraction = text.get(19..).unwrap_or_default();
+    match fraction.as_bytes() {
+        [b'.', digits @ ..] if digits.len() >= 6 && digits[..6].iter().all(u8::is_ascii_digit) => {
+            match &fraction[7..] {
+                zone if zone.starts_with(|c: char| c.is_ascii_digit()) => Err(cannot(zone, "Z07:00")),
+                _ => Ok(at),
+            }
+        }
+        _ => Err(cannot(fraction, ".000000")),
+    }
 }
 
 pub(crate) fn micro_time(at: Timestamp) -> String {
@@ -103,10 +119,17 @@ mod tests {
         }
         for (text, want) in [
             ("2024-01-01T00:00:00.000001Z", "2024-01-01T00:00:00.000001Z"),
-            ("2024-01-01T00:00:00Z", "2024-01-01T00:00:00.000000Z"),
-            ("2024-01-01T00:00:00.1234567Z", "2024-01-01T00:00:00.123456Z"),
+            ("2024-01-01T01:00:00.000001+01:00", "2024-01-01T00:00:00.000001Z"),
         ] {
             assert_eq!(normalize_micro_time(text).as_deref(), Ok(want));
+        }
+        for (text, rest) in [
+            ("2024-01-01T00:00:00Z", "\"Z\" as \".000000\""),
+            ("2024-01-01T00:00:00.5Z", "\".5Z\" as \".000000\""),
+            ("2024-01-01T00:00:00.1234567Z", "\"7Z\" as \"Z07:00\""),
+        ] {
+            let why = normalize_micro_time(text).unwrap_err();
+            assert!(why.ends_with(&format!(": cannot parse {rest}")), "{why}");
         }
     }
 }

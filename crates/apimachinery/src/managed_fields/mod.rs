@@ -398,7 +398,7 @@ pub fn apply(
     };
     let before = managers.clone();
     if managers.is_empty() && live.is_some() {
-        let first = Writer { manager: "before-first-apply", reset_fields: &[], ..*writer };
+        let first = Writer { manager: "before-first-apply", ..*writer };
         give_changes(&mut managers, &schema.blank(), &base, schema, &first, true);
     }
     let merged = walk::merge(&base, config, schema);
@@ -456,11 +456,9 @@ pub fn apply(
             .value
     };
     let object_same = live.is_some() && new == base;
-    if let Some(last) = &last
-        && object_same
-        && last.fields == mine.fields
-    {
-        mine.time.clone_from(&last.time);
+    if object_same {
+        // What changes nothing has happened at no time.
+        mine.time = last.as_ref().and_then(|last| last.time.clone());
     }
     if !mine.fields.is_empty() {
         managers.push(mine);

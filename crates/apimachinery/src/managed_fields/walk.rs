@@ -79,7 +79,7 @@ fn key_element(item: &Value, items: &Schema, keys: &[Cow<'static, str>]) -> Opti
     for key in keys {
         let value = match item.get(&**key) {
             Some(Value::Null) | None => {
-                items.field(key).and_then(|f| f.default().or_else(|| f.zero())).map(Cow::Owned)
+                items.field(key).and_then(|f| f.default().or_else(|| f.key_zero())).map(Cow::Owned)
             }
             Some(value) => Some(Cow::Borrowed(value)),
         };

@@ -161,6 +161,12 @@ impl Served {
     }
 }
 
+/// What fields are for, given as types and names.
+pub fn descriptions(fields: &[(&str, &str)]) -> Vec<String> {
+    let facts = Facts::load();
+    fields.iter().map(|(name, field)| facts.description(name, field).to_owned()).collect()
+}
+
 /// The version 3 document of one built-in group and version (`group` is empty for the core group); `None` if there is
 /// none.
 pub fn v3_for_group(group: &str, version: &str) -> Option<Vec<u8>> {

@@ -48,7 +48,7 @@ fn apply_defaults(pod: &mut Value, limit: &Value) {
         for container in pod["spec"].get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
             let name = container["name"].as_str().unwrap_or_default().to_owned();
             for (field, source, kind) in
-                [("limits", "default", "limit"), ("requests", "defaultRequest", "request")]
+                [("requests", "defaultRequest", "request"), ("limits", "default", "limit")]
             {
                 let mut set: Vec<String> = Vec::new();
                 for (resource, value) in limit[source].as_object().into_iter().flatten() {
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(resources(1), &json!({"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}));
         assert_eq!(
             pod["metadata"]["annotations"][ANNOTATION],
-            "LimitRanger plugin set: cpu limit for container a; cpu request for container a; cpu limit for container b"
+            "LimitRanger plugin set: cpu request for container a; cpu limit for container a; cpu limit for container b"
         );
     }
 

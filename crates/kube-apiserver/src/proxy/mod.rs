@@ -171,12 +171,12 @@ fn check_log_options(call: &Call) -> Result<(), Status> {
 pub async fn log(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>, Status> {
     check_log_options(call)?;
     let pod = target::pod(&server.registry, &call.info).await?;
-    let container = target::container(&pod, call.query.non_empty("container"), true)?;
+    let container = target::container(&pod, call.query.non_empty("container"))?;
     let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     if node.is_empty() {
         return Ok(Response::new(Body::Empty));
     }
-    let kubelet = target::kubelet(&server.registry, node, &server.kubelets.address_types).await?;
+    let kubelet = target::kubelet_of_pod(&server.registry, node, &server.kubelets.address_types).await?;
     let mut pairs = Vec::new();
     for name in
         ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"]
@@ -241,13 +241,24 @@ pub async fn stream(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bo
         return Err(Status::bad_request(format!("pod {} does not have a host assigned", call.info.name)));
     }
     let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
-    let kubelet = target::kubelet(&server.registry, node, &server.kubelets.address_types).await?;
+    let container = match kind {
+        "PodPortForwardOptions" => {
+            for port in call.query.all("ports").flat_map(|p| p.split(',')) {
+                if let Err(error) = port.parse::<u64>() {
+                    let why = crate::registry::list::not_a_number("ParseUint", port, &error);
+                    return Err(Status::bad_request(format!("cannot convert to []int32: {why}")));
+                }
+            }
+            String::new()
+        }
+        _ => target::container(&pod, call.query.non_empty("container"))?,
+    };
+    let kubelet = target::kubelet_of_pod(&server.registry, node, &server.kubelets.address_types).await?;
     let mut pairs: Vec<(&str, &str)> = Vec::new();
     let path = if kind == "PodPortForwardOptions" {
         pairs.extend(call.query.all("ports").map(|p| ("port", p)));
         format!("/portForward/{namespace}/{name}")
     } else {
-        let container = target::container(&pod, call.query.non_empty("container"), false)?;
         for (ours, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")]
         {
             if call.query.flag(ours) {

@@ -28,7 +28,7 @@ fn names<'a>(pod: &'a Value, list: &str) -> Vec<&'a str> {
 }
 
 /// The container meant: the one named, or the only one.
-pub fn container(pod: &Value, named: Option<&str>, logs: bool) -> Result<String, Status> {
+pub fn container(pod: &Value, named: Option<&str>) -> Result<String, Status> {
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
     let (containers, inits, ephemeral) =
         (names(pod, "containers"), names(pod, "initContainers"), names(pod, "ephemeralContainers"));
@@ -36,10 +36,8 @@ pub fn container(pod: &Value, named: Option<&str>, logs: bool) -> Result<String,
         let known = [&containers, &inits, &ephemeral].into_iter().any(|l| l.contains(&named));
         return if known {
             Ok(named.to_owned())
-        } else if logs {
-            Err(Status::bad_request(format!("container {named} is not valid for pod {name}")))
         } else {
-            Err(Status::bad_request(format!("container {named} not found in pod {name}")))
+            Err(Status::bad_request(format!("container {named} is not valid for pod {name}")))
         };
     }
     if let [only] = containers.as_slice() {
@@ -60,6 +58,12 @@ pub fn container(pod: &Value, named: Option<&str>, logs: bool) -> Result<String,
         message.push_str(&format!(" or one of the ephemeral containers: [{}]", ephemeral.join(" ")));
     }
     Err(Status::bad_request(message))
+}
+
+/// Where the kubelet of a pod's node listens. Upstream tells of a node that is not there as if it were a pod.
+pub async fn kubelet_of_pod(registry: &Registry, node: &str, types: &[String]) -> Result<Target, Status> {
+    let found = kubelet(registry, node, types).await;
+    found.map_err(|status| if status.code == 404 { Status::not_found("pods", "", node) } else { status })
 }
 
 /// Where a node's kubelet listens.
@@ -205,15 +209,12 @@ mod tests {
         let one = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}]}});
         let two = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}, {"name": "b"}],
             "initContainers": [{"name": "i"}]}});
-        assert_eq!(container(&one, None, true).unwrap(), "a");
-        assert_eq!(container(&two, Some("i"), true).unwrap(), "i");
+        assert_eq!(container(&one, None).unwrap(), "a");
+        assert_eq!(container(&two, Some("i")).unwrap(), "i");
         assert_eq!(
-            container(&two, None, true).unwrap_err().message,
+            container(&two, None).unwrap_err().message,
             "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"
         );
-        assert_eq!(
-            container(&one, Some("x"), true).unwrap_err().message,
-            "container x is not valid for pod p"
-        );
+        assert_eq!(container(&one, Some("x")).unwrap_err().message, "container x is not valid for pod p");
     }
 }

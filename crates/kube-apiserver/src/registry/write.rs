@@ -214,7 +214,7 @@ impl Write<'_> {
             if self.dry_run {
                 self.release(reserved).await;
                 return match cache.get(&key) {
-                    Some(_) => Err(Status::already_exists(&entry.resource, &entry.group, &name)),
+                    Some(there) => Err(self.taken(&name, Some(&there))),
                     None => Ok(Written { object: without_revision(encoded), created: true }),
                 };
             }
@@ -224,11 +224,11 @@ impl Write<'_> {
                     let object = Arc::new(Encoded { resource_version: revision, ..encoded });
                     return Ok(Written { object, created: true });
                 }
-                Ok(Stored::Changed(_)) => {
+                Ok(Stored::Changed(there)) => {
                     self.release(reserved).await;
                     attempt += 1;
                     if !generated {
-                        return Err(Status::already_exists(&entry.resource, &entry.group, &name));
+                        return Err(self.taken(&name, there.as_deref()));
                     }
                     if attempt == NAMES_MAX {
                         return Err(Status::generate_name_conflict(&entry.resource, &entry.group, &name));
@@ -240,6 +240,15 @@ impl Write<'_> {
                 }
             }
         }
+    }
+
+    /// Another object has the name; one that is on its way out may free it soon.
+    fn taken(&self, name: &str, there: Option<&Encoded>) -> Status {
+        let mut status = Status::already_exists(&self.entry.resource, &self.entry.group, name);
+        if there.is_some_and(|object| object.attributes.deleting) {
+            status.message = format!("object is being deleted: {}", status.message);
+        }
+        status
     }
 
     async fn lease(&self) -> Result<LeaseId, Status> {
@@ -439,7 +448,8 @@ impl Write<'_> {
             "" | "0" => {
                 let path = apimachinery::field_path::Path::new("metadata").child("resourceVersion");
                 let error = FieldError::invalid(&path, 0, "must be specified for an update");
-                return Err(Status::invalid(&entry.kind, &entry.group, name, vec![error]));
+                // Upstream says the resource where the kind should be.
+                return Err(Status::invalid(&entry.resource, &entry.group, name, vec![error]));
             }
             given if given == current => {}
             given if given.parse::<u64>().is_err() => {

@@ -51,7 +51,22 @@ fn addresses(pod: &mut Value) {
     }
 }
 
+/// Amounts are kept in thousandths.
+fn round_up(container: &mut Value) {
+    for path in ["resources.limits", "resources.requests"] {
+        if !container.entries(path).any(|(_, v)| v.as_str().is_some_and(|v| v.ends_with(['u', 'n']))) {
+            continue;
+        }
+        for amount in container.object_mut(path).into_iter().flat_map(|map| map.values_mut()) {
+            if let Some(q) = quantity(amount).filter(|q| !q.is_whole_milli()) {
+                *amount = Quantity::from_milli(q.milli_value(), q.format()).to_string().into();
+            }
+        }
+    }
+}
+
 fn requests_from_limits(container: &mut Value) {
+    round_up(container);
     let Some(limits) = container.at("resources.limits").as_object().cloned() else { return };
     if let Some(requests) = container.object_mut("resources.requests") {
         for (name, limit) in limits {

@@ -23,7 +23,24 @@ pub fn prepare_for_create(pod: &mut Value) {
                 "message": "Scheduling is blocked due to non-empty scheduling gates"}]),
         );
     }
+    if pod.int("spec.terminationGracePeriodSeconds") < 0 {
+        pod.put("spec.terminationGracePeriodSeconds", 1);
+    }
+    drop_stop_signals(pod);
     resolve_label_keys(pod);
+}
+
+/// The feature is off by default, so that nobody sees what was asked.
+fn drop_stop_signals(pod: &mut Value) {
+    for list in ["spec.containers", "spec.initContainers"] {
+        for container in pod.list_mut(list) {
+            if container.remove("lifecycle.stopSignal").is_some()
+                && container.at("lifecycle").as_object().is_some_and(|l| l.is_empty())
+            {
+                container.remove("lifecycle");
+            }
+        }
+    }
 }
 
 /// Writes the values that `matchLabelKeys` and `mismatchLabelKeys` stand for into the selectors beside them.

@@ -363,14 +363,19 @@ fn security(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     for (name, supported) in [
         ("fsGroupChangePolicy", ["Always", "OnRootMismatch"]),
         ("supplementalGroupsPolicy", ["Merge", "Strict"]),
-        ("seLinuxChangePolicy", ["MountOption", "Recursive"]),
     ] {
         if context.has(name) {
             errors.one_of(&path.child(name), context.text(name), &supported);
         }
     }
+    if context.has("seLinuxChangePolicy") {
+        let policy = context.text("seLinuxChangePolicy");
+        errors.one_of(&path.child("seLinuxChangePolicy"), policy, &["Recursive"]);
+    }
     container::profiles(errors, context, path);
 }
+
+const SEARCH_DOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
 
 fn is_sysctl(name: &str) -> bool {
     let part = |part: &str| {
@@ -465,11 +470,9 @@ fn dns(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
         if *search != "." {
             let name = search.strip_suffix('.').unwrap_or(search);
             // Underscores are for service records.
-            errors.invalid_each(
-                &path_searches.index(i),
-                name,
-                check::dns1123_subdomain(&name.replace('_', "a")),
-            );
+            if !check::dns1123_subdomain(&name.replace('_', "a")).is_empty() {
+                errors.invalid(&path_searches.index(i), name, SEARCH_DOMAIN);
+            }
         }
     }
     for (i, option) in config.list("options").iter().enumerate() {
