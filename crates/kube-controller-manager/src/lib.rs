@@ -23,6 +23,7 @@ mod replicaset;
 mod resourcequota;
 mod root_ca;
 mod serviceaccount;
+mod serviceaccount_tokens;
 mod servicecidrs;
 mod statefulset;
 mod support;

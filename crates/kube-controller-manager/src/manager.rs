@@ -36,6 +36,7 @@ macro_rules! controllers {
 const CONTROLLERS: &[(&str, Start)] = controllers! {
     "namespace-controller" => crate::namespace::run,
     "serviceaccount-controller" => crate::serviceaccount::run,
+    "serviceaccount-token-controller" => crate::serviceaccount_tokens::run,
     "root-ca-certificate-publisher-controller" => crate::root_ca::run,
     "replicaset-controller" => crate::replicaset::run_replica_sets,
     "replicationcontroller-controller" => crate::replicaset::run_replication_controllers,
@@ -139,6 +140,8 @@ async fn run_all(ctx: Context) {
             continue;
         }
         let ctx = match &ctx.config.credentials {
+            // It hands out others' credentials, and is no account itself.
+            Some(_) if *name == "serviceaccount-token-controller" => ctx.clone(),
             Some(credentials) => Context { client: (credentials.0)(service_account(name)), ..ctx.clone() },
             None => ctx.clone(),
         };
