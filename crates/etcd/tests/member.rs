@@ -396,3 +396,32 @@ async fn metrics_have_etcds_names() {
     assert!(synced.unwrap().parse::<u64>().unwrap() > 0);
     running.stop().await;
 }
+
+/// A client that ends its side of a call in a frame of its own, as tonic does, has not done anything wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connection_bears_any_number_of_calls() {
+    use storage::{Change, Expect, Store, WriteRequest};
+    let directory = tempfile::tempdir().unwrap();
+    let running = start(&directory.path().join("a"), &["--unsafe-no-fsync"]).await;
+    let options = etcd::remote::Options {
+        endpoints: vec![format!("http://{}", running.address)],
+        ca: None,
+        certificate: None,
+        key: None,
+        prefix: None,
+    };
+    let remote = etcd::remote::Remote::connect(options).await.unwrap();
+    let writing = (0..64).map(|writer| {
+        let remote = &remote;
+        async move {
+            for i in 0..100 {
+                let key = format!("/{writer}/{i}").into();
+                let change = Change::Put { value: vec![b'x'; 3000].into(), lease: 0 };
+                remote.write(WriteRequest { key, expect: Expect::Absent, change }).await.unwrap();
+            }
+        }
+    });
+    futures::future::join_all(writing).await;
+    drop(remote);
+    running.stop().await;
+}
