@@ -15,6 +15,8 @@ impl Packages {
     /// Downloads and unpacks `packages` below `directory`. Dependencies whose name begins with one of `without` are
     /// left out.
     pub fn fetch(directory: &Path, packages: &[&str], without: &[&str]) -> Result<Packages> {
+        // ldd tells libraries by the path they are looked for at, and only absolute ones are told from its other words.
+        let directory = std::path::absolute(directory)?;
         let (root, archives) = (directory.join("root"), directory.join("archives"));
         std::fs::create_dir_all(&root)?;
         std::fs::create_dir_all(&archives)?;
