@@ -103,15 +103,10 @@ pub fn strategic_merge_patch(target: &Value, patch: &[u8], schema: &Schema) -> R
 /// Why a patched object is none of its type, in the words of upstream's conversion of maps to structs, which is how
 /// strategic merge patches are read there. `None` when each value is of its field's type.
 pub fn unrestorable(value: &Value, schema: &Schema) -> Option<String> {
-    let kind = match value {
-        Value::Null => return None,
-        Value::Bool(_) => "bool",
-        Value::Number(n) if n.is_f64() => "float64",
-        Value::Number(_) => "int64",
-        Value::String(_) => "string",
-        Value::Array(_) => "slice",
-        Value::Object(_) => "map",
-    };
+    if value.is_null() {
+        return None;
+    }
+    let kind = crate::go::kind(value);
     let scalar = |like: &[&str], name: &str| {
         if like.contains(&kind) { None } else { Some(format!("unrecognized type: {name}")) }
     };

@@ -99,12 +99,12 @@ pub(crate) async fn run(ctx: Context) -> anyhow::Result<()> {
     secrets.synced().await;
     accounts.synced().await;
     run_workers(queue, 5, ctx.shutdown.clone(), move |key| {
-        let (ctx, signer) = (ctx.clone(), signer.clone());
+        let (ctx, signer, accounts) = (ctx.clone(), signer.clone(), accounts.clone());
         let secret = secrets.get_key_typed(&key);
         async move {
             match secret {
-                Some(secret) => sync(&ctx, &signer, secret).await,
-                None => forget(&ctx, &key).await,
+                Some(secret) => sync(&ctx, &signer, &accounts, secret).await,
+                None => forget(&ctx, &accounts, &key).await,
             }
         }
     })
@@ -157,7 +157,12 @@ fn plan(
     Ok(Plan::Fill(Box::new(wanted)))
 }
 
-async fn sync(ctx: &Context, signer: &Signer, secret: Secret) -> anyhow::Result<Option<Duration>> {
+async fn sync(
+    ctx: &Context,
+    signer: &Signer,
+    accounts: &Informer<ServiceAccount>,
+    secret: Secret,
+) -> anyhow::Result<Option<Duration>> {
     let (Some(namespace), Some(name)) = (&secret.metadata.namespace, &secret.metadata.name) else {
         return Ok(None);
     };
@@ -165,10 +170,15 @@ async fn sync(ctx: &Context, signer: &Signer, secret: Secret) -> anyhow::Result<
     if account.is_empty() || secret.type_.as_deref() != Some(TYPE) {
         return Ok(None);
     }
-    // Read from the API: what an informer has not seen yet must not cost a token.
-    let account = ctx.client.namespaced::<ServiceAccount>(namespace).get_opt(&account).await?;
+    let root_ca = ctx.config.root_ca.as_deref();
     let api = ctx.client.namespaced::<Secret>(namespace);
-    let done = match plan(&secret, account.as_ref(), ctx.config.root_ca.as_deref(), signer)? {
+    let mut planned = plan(&secret, accounts.get_typed(namespace, &account).as_ref(), root_ca, signer)?;
+    if planned == Plan::Delete {
+        // What the informer has not seen yet must not cost a token.
+        let present = ctx.client.namespaced::<ServiceAccount>(namespace).get_opt(&account).await?;
+        planned = plan(&secret, present.as_ref(), root_ca, signer)?;
+    }
+    let done = match planned {
         Plan::Nothing => return Ok(None),
         Plan::Fill(wanted) => api.replace(name, &PostParams::default(), &wanted).await.map(drop),
         Plan::Delete => {
@@ -184,12 +194,19 @@ async fn sync(ctx: &Context, signer: &Signer, secret: Secret) -> anyhow::Result<
 }
 
 /// Takes a deleted secret out of the lists of the accounts that name it.
-async fn forget(ctx: &Context, key: &str) -> anyhow::Result<Option<Duration>> {
+async fn forget(
+    ctx: &Context,
+    accounts: &Informer<ServiceAccount>,
+    key: &str,
+) -> anyhow::Result<Option<Duration>> {
     let Some((namespace, name)) = key.split_once('/') else { return Ok(None) };
     let api = ctx.client.namespaced::<ServiceAccount>(namespace);
-    let accounts: Informer<ServiceAccount> = ctx.client.informer();
     for encoded in accounts.list(Some(namespace)) {
-        let Some(mut account) = accounts.get_typed(namespace, encoded.name()) else { continue };
+        // Nearly no account names secrets: those that cannot are not decoded.
+        if memchr::memmem::find(&encoded.body, name.as_bytes()).is_none() {
+            continue;
+        }
+        let Some(mut account) = accounts.decode(&encoded) else { continue };
         let named = account.secrets.get_or_insert_default();
         let before = named.len();
         named.retain(|reference| reference.name.as_deref() != Some(name));

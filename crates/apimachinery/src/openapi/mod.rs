@@ -7,6 +7,8 @@ mod facts;
 mod paths;
 mod protobuf;
 
+pub use paths::deletes_to_object;
+
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};

@@ -377,8 +377,8 @@ pub(super) fn group_path(flavor: Flavor, group: &str, version: &str) -> (String,
     (format!("{}/", base(group, version)), item)
 }
 
-/// Resources whose deletion answers the object.
-fn deletes_to_object(group: &str, plural: &str) -> bool {
+/// Whether the documents promise the object, not a Status, as the answer to a resource's deletion.
+pub fn deletes_to_object(group: &str, plural: &str) -> bool {
     match group {
         "" => matches!(
             plural,

@@ -244,7 +244,6 @@ impl Member {
         vec![
             ("etcd_mvcc_db_total_size_in_bytes", "gauge", "Bytes of all files.", size.bytes),
             ("etcd_mvcc_db_total_size_in_use_in_bytes", "gauge", "Bytes of what is kept.", size.bytes_in_use),
-            ("etcd_mvcc_db_open_read_transactions", "gauge", "Reads of a snapshot in progress.", 0),
             ("etcd_mvcc_put_total", "counter", "Puts, outside of transactions.", m.puts.get()),
             ("etcd_mvcc_range_total", "counter", "Ranges, outside of transactions.", m.ranges.get()),
             ("etcd_mvcc_delete_total", "counter", "Deletes, outside of transactions.", m.deletes.get()),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use apimachinery::object::Encoded;
+use apimachinery::openapi::deletes_to_object;
 use apimachinery::status::{FieldError, Status};
 use apimachinery::user::UserInfo;
 use bytes::Bytes;
@@ -616,24 +617,11 @@ async fn delete_options(call: &mut Call) -> Result<(DeleteOptions, Value), Statu
     Ok((DeleteOptions::from_value(&value)?, value))
 }
 
-/// Resources whose deletion answers the object rather than a Status.
+/// Whether a deletion answers the object rather than a Status. Some do although the documents promise a Status.
 fn answers_object(entry: &Entry) -> bool {
-    match entry.group.as_str() {
-        "" => matches!(
-            entry.resource.as_str(),
-            "namespaces"
-                | "persistentvolumes"
-                | "persistentvolumeclaims"
-                | "pods"
-                | "podtemplates"
-                | "resourcequotas"
-                | "services"
-                | "serviceaccounts"
-        ),
-        "resource.k8s.io" => true,
-        "storage.k8s.io" => entry.resource != "csistoragecapacities",
-        _ => false,
-    }
+    entry.is("", "namespaces")
+        || entry.group == "resource.k8s.io"
+        || deletes_to_object(&entry.group, &entry.resource)
 }
 
 /// Warns of what a deletion does by default.
