@@ -21,7 +21,7 @@ deps:
 	$(ROOT) scripts/install-dependencies
 
 build:
-	cargo build --release --locked -p isopod
+	cargo build --release --locked -p isopod -p testkit
 
 example:
 	scripts/example
@@ -36,7 +36,7 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
-bench: deps build
+bench: deps
 	scripts/bench
 
 down:

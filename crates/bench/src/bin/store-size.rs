@@ -173,7 +173,7 @@ async fn stalls(engine: &Engine, seconds: u64) -> anyhow::Result<()> {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [mode, directory, rest @ ..] = &args[..] else { bail!("usage: see the top of the example's source") };
+    let [mode, directory, rest @ ..] = &args[..] else { bail!("usage: see the top of its source") };
     let number = |i: usize, default: u64| rest.get(i).map_or(Ok(default), |n| n.parse::<u64>());
     let engine = open(directory)?;
     match &mode[..] {

@@ -2,7 +2,7 @@
 //! for each operation, and its memory.
 //!
 //! Usage: etcd-bench [--isopod PROGRAM] [--seconds N] [--clients N] [--connections N] [--fill KEYS] [--only NAME] [--endpoint URL]
-//! PROGRAM is the isopod binary, or the example `member` (default: the one beside this program).
+//! PROGRAM is the isopod binary (default: `member` beside this program).
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -452,7 +452,7 @@ async fn main() -> Result<()> {
         let server = Server::reach("server", url, options.connections, None, options.pid).await?;
         return measure(&server, &options).await;
     }
-    let directory = tempfile::tempdir()?;
+    let directory = bench::Scratch::new()?;
     match start("etcd".as_ref(), &[], &directory.path().join("etcd"), options.port) {
         Ok(process) => {
             let url = format!("http://127.0.0.1:{}", options.port);
