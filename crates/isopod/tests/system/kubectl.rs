@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use base64::Engine as _;
+
 use crate::cluster::{BUSYBOX, Cluster, Namespace, until};
 use crate::machine::output;
 
@@ -190,6 +192,35 @@ pub fn changes(cluster: &Cluster) {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("a lowercase RFC 1123 subdomain"));
     n.kubectl("delete deployment web --timeout=60s");
     until("the pods' end", || n.kubectl("get pods -o name").is_empty().then_some(()));
+}
+
+/// A secret for an account's token is filled, the token is taken, and the secret goes with the account.
+pub fn account_tokens_in_secrets(cluster: &Cluster) {
+    let n = cluster.namespace("accounts");
+    n.kubectl("create serviceaccount robot");
+    n.apply(
+        "{apiVersion: v1, kind: Secret, type: kubernetes.io/service-account-token, \
+          metadata: {name: key, annotations: {kubernetes.io/service-account.name: robot}}}",
+    );
+    let token =
+        until("the token", || Some(n.field("secret/key", "{.data.token}")).filter(|token| !token.is_empty()));
+    let token = base64::engine::general_purpose::STANDARD.decode(token).expect("base64");
+    let token = String::from_utf8(token).expect("a token");
+    assert!(!n.field("secret/key", "{.data.ca\\.crt}").is_empty());
+    // Client certificates go before tokens, so this caller shows none.
+    let config = cluster.directory.join("token.yaml");
+    let server = n.kubectl("config view -o jsonpath={.clusters[0].cluster.server}");
+    let text = format!(
+        "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: '{server}', \
+          insecure-skip-tls-verify: true}}}}], users: [{{name: u, user: {{token: '{token}'}}}}], \
+          contexts: [{{name: c, context: {{cluster: c, user: u}}}}]}}"
+    );
+    std::fs::write(&config, text).expect("write the kubeconfig");
+    let config = config.to_str().expect("its path");
+    let who = output(&mut n.kubectl_command(&["--kubeconfig", config, "auth", "whoami"]));
+    assert!(who.contains("system:serviceaccount:accounts:robot"), "{who}");
+    n.kubectl("delete serviceaccount robot");
+    n.kubectl("wait --for=delete --timeout=60s secret/key");
 }
 
 pub fn rolls_out_and_back(cluster: &Cluster) {

@@ -20,7 +20,7 @@ use cluster::Cluster;
 type Scenario = (&'static str, fn(&Cluster));
 
 /// In the order in which they run. The last ones end the server and then the cluster.
-const SCENARIOS: [Scenario; 18] = [
+const SCENARIOS: [Scenario; 19] = [
     (
         "up_leaves_a_ready_node_and_a_private_kubeconfig",
         lifecycle::up_leaves_a_ready_node_and_a_private_kubeconfig,
@@ -31,6 +31,7 @@ const SCENARIOS: [Scenario; 18] = [
     ("kubectl_rolls_out_and_back", kubectl::rolls_out_and_back),
     ("kubectl_reaches_into_containers", kubectl::reaches_into_containers),
     ("kubectl_copies_and_forwards", kubectl::copies_and_forwards),
+    ("account_tokens_in_secrets", kubectl::account_tokens_in_secrets),
     ("pods_get_their_volumes_and_environment", pods::get_their_volumes_and_environment),
     ("pods_run_init_containers_and_restart", pods::run_init_containers_and_restart),
     ("pods_are_probed", pods::are_probed),

@@ -66,6 +66,10 @@ impl Chain {
                 None
             }
         };
+        if let Some(found) = self.legacy_tokens.as_ref().and_then(|l| take(l.authenticate(token, audiences)))
+        {
+            return Ok(found);
+        }
         if let Some(found) =
             self.service_accounts.as_ref().and_then(|s| take(s.authenticate(token, audiences)))
         {
