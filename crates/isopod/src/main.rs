@@ -26,6 +26,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cli::{Cli, Command, ImagesCommand};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -40,11 +43,14 @@ fn main() -> ExitCode {
         return flannel::cni::main(&plugin);
     }
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_max_level(cli.log_level)
+    // Whoever asks in vain says so; the client would say it once more, even while `up` waits for a server to answer.
+    let levels = Targets::new()
+        .with_default(cli.log_level)
+        .with_target("kube_client::client::builder", LevelFilter::OFF);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+        .with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry().with(lines.with_filter(levels)).init();
     let _ = rustls::crypto::ring::default_provider().install_default();
     let cores = std::thread::available_parallelism().map_or(WORKERS_MIN, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
