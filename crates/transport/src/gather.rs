@@ -15,12 +15,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes that wait at most: four full TLS records.
 const BUFFER_BYTES_MAX: usize = 64 << 10;
-/// What a buffer begins with; an idle connection has none.
+/// What a buffer begins with at least; an idle connection has none.
 const BUFFER_BYTES_FIRST: usize = 8 << 10;
 
 struct State<S> {
     stream: S,
     waiting: Vec<u8>,
+    /// What the last buffer grew to: the next one begins with that, since growing copies.
+    grown: usize,
     /// How much of `waiting` the stream has taken.
     sent: usize,
 }
@@ -36,6 +38,7 @@ impl<S: AsyncWrite + Unpin> State<S> {
             self.sent += n;
         }
         if self.sent > 0 {
+            self.grown = self.sent;
             self.waiting = Vec::new();
             self.sent = 0;
         }
@@ -47,7 +50,7 @@ impl<S: AsyncWrite + Unpin> State<S> {
             return self.poll_send(cx);
         }
         if self.waiting.capacity() == 0 {
-            self.waiting.reserve(BUFFER_BYTES_FIRST);
+            self.waiting.reserve(self.grown.max(BUFFER_BYTES_FIRST));
         }
         Poll::Ready(Ok(()))
     }
@@ -58,7 +61,7 @@ pub struct Gather<S>(Arc<Mutex<State<S>>>);
 
 impl<S> Gather<S> {
     pub fn new(stream: S) -> Gather<S> {
-        Gather(Arc::new(Mutex::new(State { stream, waiting: Vec::new(), sent: 0 })))
+        Gather(Arc::new(Mutex::new(State { stream, waiting: Vec::new(), grown: 0, sent: 0 })))
     }
 
     fn share(&self) -> Gather<S> {

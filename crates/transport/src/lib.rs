@@ -1,3 +1,5 @@
-//! What the servers of HTTP/2 share, below HTTP.
+//! What the servers of HTTP/2 share, around hyper's connections.
 
+pub mod calls;
 pub mod gather;
+pub mod inbound;

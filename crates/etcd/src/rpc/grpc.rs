@@ -8,18 +8,17 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::{FutureExt, Stream};
+use futures::Stream;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::{Body as _, Frame};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use prost::Message;
 use tonic::{Code, Status};
+use transport::inbound::Inbound;
 
 use super::Member;
 
@@ -155,11 +154,7 @@ pub fn frame(message: &impl Message) -> Bytes {
     buffer.freeze()
 }
 
-/// How long a client may take to end its side of a call that has been answered.
-const END_WITHIN: Duration = Duration::from_secs(10);
-
-/// The messages of a request. What the client still sends when this is dropped is read to its end: otherwise the stream would be
-/// reset under a client that has done nothing wrong, and a connection bears only so many resets.
+/// The messages of a request.
 pub struct Requests {
     source: Source,
     buffer: Buffer,
@@ -168,25 +163,8 @@ pub struct Requests {
     member: Option<Arc<Member>>,
 }
 
-impl Drop for Requests {
-    fn drop(&mut self) {
-        let source = std::mem::replace(&mut self.source, Source::Given(VecDeque::new()));
-        let Source::Body(mut body) = source else { return };
-        if body.is_end_stream() {
-            return;
-        }
-        let mut rest = Box::pin(async move { while let Some(Ok(_)) = body.frame().await {} });
-        // The end has arrived with the message, nearly always.
-        if (&mut rest).now_or_never().is_none()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            runtime.spawn(tokio::time::timeout(END_WITHIN, rest));
-        }
-    }
-}
-
 enum Source {
-    Body(Incoming),
+    Body(Inbound),
     /// Messages that are all there, without prefix.
     Given(VecDeque<Bytes>),
 }
@@ -200,7 +178,7 @@ enum Buffer {
 impl Requests {
     pub fn new(body: Incoming, message_bytes_max: usize) -> Requests {
         Requests {
-            source: Source::Body(body),
+            source: Source::Body(Inbound::new(body)),
             buffer: Buffer::One(Bytes::new()),
             message_bytes_max,
             member: None,

@@ -3,7 +3,6 @@
 mod compaction;
 mod gateway;
 mod http;
-mod streams;
 mod tls;
 
 use std::convert::Infallible;
@@ -24,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use transport::calls::{Begun, WithCalls};
 use transport::gather::{Gather, gathered};
 
 use crate::auth::Auth;
@@ -33,7 +33,6 @@ use crate::rpc::cluster::Identity;
 use crate::rpc::grpc::Body;
 use crate::rpc::{Limits, Member};
 use crate::{Directory, Engine, Options};
-use streams::{Begun, WithCalls};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);

@@ -8,6 +8,7 @@ use apimachinery::status::Status;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::Stream;
 use http_body::{Frame, SizeHint};
+use transport::inbound::Inbound;
 
 use super::respond;
 
@@ -22,6 +23,8 @@ pub enum Body {
     Pieces(VecDeque<Bytes>),
     Stream(ByteStream),
     Incoming(hyper::body::Incoming),
+    /// As it comes from a client over HTTP/2.
+    Inbound(Inbound),
     Other(http_body_util::combinators::UnsyncBoxBody<Bytes, BoxError>),
 }
 
@@ -104,6 +107,7 @@ impl http_body::Body for Body {
             Body::Pieces(pieces) => Poll::Ready(pieces.pop_front().map(|b| Ok(Frame::data(b)))),
             Body::Stream(stream) => stream.as_mut().poll_next(cx).map(|o| o.map(|r| r.map(Frame::data))),
             Body::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Body::Inbound(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
             Body::Other(body) => Pin::new(body).poll_frame(cx),
         }
     }
@@ -114,6 +118,7 @@ impl http_body::Body for Body {
             Body::Pieces(pieces) => pieces.is_empty(),
             Body::Stream(_) => false,
             Body::Incoming(body) => body.is_end_stream(),
+            Body::Inbound(body) => body.is_end_stream(),
             Body::Other(body) => body.is_end_stream(),
         }
     }
@@ -124,6 +129,7 @@ impl http_body::Body for Body {
             Body::Pieces(pieces) => SizeHint::with_exact(pieces.iter().map(|b| b.remaining() as u64).sum()),
             Body::Stream(_) => SizeHint::default(),
             Body::Incoming(body) => body.size_hint(),
+            Body::Inbound(body) => body.size_hint(),
             Body::Other(body) => body.size_hint(),
         }
     }

@@ -4,11 +4,12 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Request;
+use apimachinery::status::Status;
+use http::{Method, Request, Uri};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::SignatureScheme;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -17,11 +18,15 @@ use rustls::{DigitallySignedStruct, DistinguishedName};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use transport::calls::{Begun, WithCalls};
 use transport::gather::{Gather, gathered};
+use transport::inbound::Inbound;
 
 use super::body::Body;
 use super::filters::{self, Caller};
+use super::negotiation::Accept;
+use super::respond;
 use crate::server::Server;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -104,18 +109,32 @@ async fn connection(
     let service = service_fn(move |request: Request<Incoming>| {
         let (server, certificates) = (server.clone(), certificates.clone());
         async move {
-            let request = request.map(Body::Incoming);
-            Ok::<_, Infallible>(filters::handle(&server, request, Caller::Wire { certificates, peer }).await)
+            let request = request.map(|body| match is_http2 {
+                true => Body::Inbound(Inbound::new(body)),
+                false => Body::Incoming(body),
+            });
+            let caller = Caller::Wire { certificates, peer };
+            let answer = if is_http2 && takes_long(request.method(), request.uri()) {
+                let answering = async move { filters::handle(&server, request, caller).await };
+                match AbortOnDropHandle::new(tokio::spawn(answering)).await {
+                    Ok(answer) => answer,
+                    Err(_) => respond::status(&Status::internal("the server is ending"), Accept::default()),
+                }
+            } else {
+                filters::handle(&server, request, caller).await
+            };
+            Ok::<_, Infallible>(answer)
         }
     });
     let ended = if is_http2 {
+        let begun = Begun::default();
         gathered(Gather::new(stream), |stream| async move {
-            let serving = http2().serve_connection(TokioIo::new(stream), service);
-            tokio::pin!(serving);
+            let connection = Box::pin(http2(begun.clone()).serve_connection(TokioIo::new(stream), service));
+            let mut serving = WithCalls::new(connection, begun);
             tokio::select! {
-                ended = serving.as_mut() => ended,
+                ended = &mut serving => ended,
                 () = shutdown.cancelled() => {
-                    serving.as_mut().graceful_shutdown();
+                    serving.connection.as_mut().graceful_shutdown();
                     serving.await
                 }
             }
@@ -139,8 +158,30 @@ async fn connection(
     }
 }
 
-fn http2() -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+/// Whether an answer may be more work than the other calls of its connection should wait for: reading one object, watching and
+/// writing are not.
+fn takes_long(method: &Method, uri: &Uri) -> bool {
+    match *method {
+        Method::GET => {}
+        Method::DELETE => return true,
+        _ => return false,
+    }
+    if uri.query().is_some_and(|query| query.contains("watch=")) {
+        return false;
+    }
+    let mut parts = uri.path().split('/').filter(|part| !part.is_empty());
+    let versions = match parts.next() {
+        Some("api") => 1,
+        Some("apis") => 2,
+        _ => return true,
+    };
+    let mut parts = parts.skip(versions).peekable();
+    let namespaced = parts.peek() == Some(&"namespaces");
+    !matches!((namespaced, parts.count()), (_, 2) | (true, 4))
+}
+
+fn http2(begun: Begun) -> http2::Builder<Begun> {
+    let mut builder = http2::Builder::new(begun);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(H2_STREAMS_MAX)
@@ -219,5 +260,32 @@ impl ClientCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_calls_are_those_about_one_object() {
+        for (method, uri, long) in [
+            ("GET", "/api/v1/namespaces/a/pods/b", false),
+            ("GET", "/api/v1/nodes/b", false),
+            ("GET", "/api/v1/namespaces/a", false),
+            ("GET", "/apis/apps/v1/namespaces/a/deployments/b", false),
+            ("GET", "/api/v1/pods?watch=true&resourceVersion=3", false),
+            ("POST", "/api/v1/namespaces/a/pods", false),
+            ("PATCH", "/apis/apps/v1/namespaces/a/deployments/b", false),
+            ("GET", "/api/v1/pods", true),
+            ("GET", "/api/v1/namespaces/a/pods?limit=500", true),
+            ("GET", "/apis/apps/v1/namespaces/a/deployments", true),
+            ("GET", "/api/v1/namespaces/a/pods/b/log", true),
+            ("GET", "/apis/apps/v1", true),
+            ("GET", "/openapi/v2", true),
+            ("DELETE", "/api/v1/namespaces/a/pods", true),
+        ] {
+            assert_eq!(takes_long(&method.parse().unwrap(), &uri.parse().unwrap()), long, "{method} {uri}");
+        }
     }
 }
