@@ -4,10 +4,11 @@
 //! Sketch: a 3.5 KB pod costs its bytes plus about 300 B of attributes; the typed struct would take 16 KB. Nobody
 //! holds typed structs; they are decoded for the moment.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -72,10 +73,10 @@ pub struct Encoded {
     pub message: Message,
 }
 
-/// An object's protobuf message, kept once it has been asked for, as long as there is room. A clone begins without:
-/// it may get another revision, which is in the message.
+/// An object's protobuf message, kept once it has been asked for, as long as there is room and nobody says that it should be
+/// forgotten. A clone begins without: it may get another revision, which is in the message.
 #[derive(Debug, Default)]
-pub struct Message(OnceLock<Box<(u64, Bytes)>>);
+pub struct Message(Mutex<Option<Box<(u64, Bytes)>>>);
 
 /// Bytes of messages that are kept at most.
 const MESSAGES_BYTES_MAX: usize = 32 << 20;
@@ -89,18 +90,30 @@ impl Clone for Message {
 
 impl Drop for Message {
     fn drop(&mut self) {
-        if let Some(kept) = self.0.get() {
-            MESSAGES_BYTES.fetch_sub(kept.1.len(), Ordering::Relaxed);
-        }
+        self.forget();
     }
 }
 
 impl Message {
+    fn get(&self, resource_version: u64) -> Option<Bytes> {
+        self.0.lock().as_ref().filter(|kept| kept.0 == resource_version).map(|kept| kept.1.clone())
+    }
+
     fn keep(&self, resource_version: u64, message: &Bytes) {
-        if MESSAGES_BYTES.load(Ordering::Relaxed) + message.len() <= MESSAGES_BYTES_MAX
-            && self.0.set(Box::new((resource_version, message.clone()))).is_ok()
-        {
+        if MESSAGES_BYTES.load(Ordering::Relaxed) + message.len() > MESSAGES_BYTES_MAX {
+            return;
+        }
+        let mut kept = self.0.lock();
+        if kept.is_none() {
             MESSAGES_BYTES.fetch_add(message.len(), Ordering::Relaxed);
+            *kept = Some(Box::new((resource_version, message.clone())));
+        }
+    }
+
+    /// Gives the memory back; whoever asks next makes the message anew.
+    pub fn forget(&self) {
+        if let Some(kept) = self.0.lock().take() {
+            MESSAGES_BYTES.fetch_sub(kept.1.len(), Ordering::Relaxed);
         }
     }
 }
@@ -227,10 +240,8 @@ impl Encoded {
 
     /// The object as a protobuf message without envelope; `schema` is that of the stored version.
     pub fn to_message(&self, schema: &Schema) -> Result<Bytes, DecodeError> {
-        if let Some(kept) = self.message.0.get()
-            && kept.0 == self.resource_version
-        {
-            return Ok(kept.1.clone());
+        if let Some(kept) = self.message.get(self.resource_version) {
+            return Ok(kept);
         }
         let message = Bytes::from(protobuf::transcode_message(&self.to_json(), schema)?);
         self.message.keep(self.resource_version, &message);

@@ -9,7 +9,7 @@ use etcd::remote::{self, Remote};
 use kube_apiserver::Flags;
 use tokio_util::sync::CancellationToken;
 
-use crate::{pki, settings};
+use crate::{pki, residency, settings};
 
 /// Serves until `shutdown`.
 pub async fn run(flags: &Flags, shutdown: CancellationToken) -> Result<()> {
@@ -35,7 +35,9 @@ pub async fn run(flags: &Flags, shutdown: CancellationToken) -> Result<()> {
     let mut config = kube_apiserver::Config::new(Arc::new(store), certificate, key);
     config.security.advertise_address = advertised;
     flags.apply(&mut config)?;
-    kube_apiserver::run(config, shutdown).await
+    let (handle, prepared) = kube_apiserver::prepare(config).await?;
+    tokio::spawn(residency::keep_small(move || handle.forget_encoded(), shutdown.clone()));
+    prepared.run(shutdown).await
 }
 
 /// The address others are told of, where the flags name one. An address only this host can reach is none.

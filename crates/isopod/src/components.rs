@@ -52,7 +52,10 @@ pub enum Component {
 /// Runs a component until it is told to end.
 pub async fn run(component: Component) -> Result<()> {
     let shutdown = shutdown_on_signal()?;
-    tokio::spawn(residency::keep_small(shutdown.clone()));
+    // The API server has more to forget than the others, and sees to that itself.
+    if !matches!(component, Component::KubeApiserver(_)) {
+        tokio::spawn(residency::keep_small(|| {}, shutdown.clone()));
+    }
     match component {
         Component::KubeApiserver(flags) => Box::pin(apiserver::run(&flags, shutdown)).await,
         Component::Etcd { tool: Some(tool), .. } => etcd::tools::run(tool).await,

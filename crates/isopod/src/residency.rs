@@ -18,8 +18,8 @@ const IDLE_CPU_MAX: Duration = Duration::from_millis(50);
 /// Nor is there anything to give back before it has run for this long since the last time.
 const WORK_MIN: Duration = Duration::from_millis(30);
 
-/// Gives memory back whenever the process has become idle, until `shutdown`.
-pub async fn keep_small(shutdown: CancellationToken) {
+/// Gives memory back whenever the process has become idle, until `shutdown`: first what `forget` lets go.
+pub async fn keep_small(forget: impl Fn(), shutdown: CancellationToken) {
     let Some(code) = code() else { return };
     let (mut last_look, mut given_back_at) = (cpu_time(), Duration::ZERO);
     let mut wait = FIRST_LOOK_AFTER;
@@ -29,6 +29,7 @@ pub async fn keep_small(shutdown: CancellationToken) {
         let idle = now.saturating_sub(last_look) < IDLE_CPU_MAX;
         last_look = now;
         if idle && now.saturating_sub(given_back_at) > WORK_MIN {
+            forget();
             give_back(&code);
             given_back_at = now;
         }

@@ -57,14 +57,14 @@ async fn serve(flags: &ServerFlags, started: Instant, stop: impl Future<Output =
 
     let informers_shutdown = CancellationToken::new();
     let informers = Informers::new(informers_shutdown.clone());
-    let local = Local::new(handle, informers.clone());
+    let local = Local::new(handle.clone(), informers.clone());
     let mut components = Supervisor::default();
     start_control_plane(&mut components, flags, &pki, &local)?;
     if !flags.disable_agent {
         node::start(&mut components, flags, &pki, &local, &node_name, node_ip)?;
     }
 
-    tokio::spawn(residency::keep_small(apiserver_shutdown.clone()));
+    tokio::spawn(residency::keep_small(move || handle.forget_encoded(), apiserver_shutdown.clone()));
 
     tokio::pin!(stop);
     let mut apiserver = apiserver;

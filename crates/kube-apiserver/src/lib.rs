@@ -138,6 +138,11 @@ impl Handle {
         self.server.registry.cache.wait_for(1, Duration::MAX).await;
     }
 
+    /// Forgets what was encoded for clients and can be again: for a server that has become idle.
+    pub fn forget_encoded(&self) {
+        self.server.registry.cache.forget_encoded();
+    }
+
     /// Where the server listens.
     pub fn address(&self) -> SocketAddr {
         self.address

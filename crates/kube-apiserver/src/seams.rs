@@ -133,6 +133,10 @@ pub trait Objects: Send + Sync + 'static {
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<Encoded>>;
     /// All objects of a resource, in one namespace or (`None`) everywhere.
     fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Arc<Encoded>>;
+    /// What [`Objects::changes`] would begin with.
+    fn revision(&self, group: &str, resource: &str) -> u64 {
+        *self.changes(group, resource).borrow()
+    }
     /// Changes whenever an object of the resource does (the value is a revision).
     fn changes(&self, group: &str, resource: &str) -> tokio::sync::watch::Receiver<u64>;
 }

@@ -7,12 +7,10 @@ use apimachinery::patch;
 use apimachinery::schema::Schema;
 use apimachinery::status::{FieldError, Status};
 use bytes::Bytes;
-use http::Response;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use crate::http::Body;
 use crate::http::negotiation::{Accept, Encoding, View};
 use crate::registry::Entry;
 use crate::registry::entry::api_version;
@@ -406,31 +404,26 @@ pub fn protobuf_event(kind: &str, entry: &Entry, object: &Encoded, schema: &Sche
     Some(protobuf::watch_frame(kind, &protobuf_object(entry, object, schema)?).into())
 }
 
-/// A list in protobuf, straight from the stored bytes.
-pub async fn protobuf_list(
+/// What a protobuf list of the objects holds, straight from the stored bytes; `None` where nothing is known of the kind's messages.
+pub async fn protobuf_messages(
     show: Show<'_>,
     items: &[std::sync::Arc<Encoded>],
-    metadata: &Value,
-) -> Result<Option<Response<Body>>, Status> {
+) -> Result<Option<Vec<Bytes>>, Status> {
     /// Items between which others get their turn: about a millisecond.
     const TURN: usize = 128;
     let Some(schema) = show.entry.schema() else { return Ok(None) };
     let stored = message_schema(show.entry);
-    let mut writer = protobuf::ListWriter::new(metadata);
+    let mut messages = Vec::with_capacity(items.len());
     for (i, object) in items.iter().enumerate() {
-        match stored {
-            Some(schema) => writer.item(&object.to_message(schema).map_err(Status::internal)?),
-            None => writer.item(&protobuf::encode_message(&show.value(object)?, schema)),
-        }
+        messages.push(match stored {
+            Some(schema) => object.to_message(schema).map_err(Status::internal)?,
+            None => protobuf::encode_message(&show.value(object)?, schema).into(),
+        });
         if i % TURN == TURN - 1 {
             tokio::task::yield_now().await;
         }
     }
-    let pieces = writer.finish(&show.entry.api_version(), &show.entry.list_kind);
-    let mut response = Response::new(Body::Pieces(pieces.into_iter().map(Bytes::from).collect()));
-    let content_type = http::HeaderValue::from_static(Encoding::Protobuf.content_type());
-    response.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
-    Ok(Some(response))
+    Ok(Some(messages))
 }
 
 /// The columns of a built-in resource's table.

@@ -537,53 +537,42 @@ pub fn transcode_json(json: &[u8], schema: &Schema) -> Result<Vec<u8>> {
 pub fn transcode_message(json: &[u8], schema: &Schema) -> Result<Vec<u8>> {
     let mut message = Vec::with_capacity(json.len());
     super::transcode::message(json, schema, &mut message)?;
-    message.shrink_to_fit();
-    Ok(message)
+    // Copied, since an allocator gives back little when a block shrinks where it is.
+    Ok(message.as_slice().to_vec())
 }
 
-/// A list in its envelope, in pieces, so that a big one never has to be in one place.
-pub struct ListWriter {
-    pieces: Vec<Vec<u8>>,
-    /// The piece being filled.
-    piece: Vec<u8>,
-    /// Bytes of the full pieces.
-    length: usize,
+/// How a list of items, given as messages, begins in its envelope. The envelope tells its length before all else, so the lengths
+/// of the items must be known; they follow with [`put_list_item`], and [`put_list_end`] after the last.
+pub fn list_head(
+    api_version: &str,
+    list_kind: &str,
+    list_meta: &Value,
+    items: impl Iterator<Item = usize>,
+) -> Vec<u8> {
+    let mut meta = Vec::with_capacity(64);
+    put_list_meta(&mut meta, list_meta);
+    let items: usize = items.map(|length| 1 + varint_length(length as u64) + length).sum();
+    let mut head = Vec::with_capacity(128 + meta.len());
+    head.extend_from_slice(&MAGIC);
+    put_type(&mut head, api_version, list_kind);
+    put_varint(&mut head, 2 << 3 | BYTES);
+    put_varint(&mut head, (meta.len() + items) as u64);
+    head.extend_from_slice(&meta);
+    head
 }
 
-/// A piece is closed when it has grown beyond this.
-const PIECE_BYTES: usize = 256 << 10;
+/// Appends an item of a list, a message.
+pub fn put_list_item(out: &mut Vec<u8>, message: &[u8]) {
+    put_bytes(out, 2, message);
+}
 
-impl ListWriter {
-    /// Begins a list with its `metadata`.
-    pub fn new(list_meta: &Value) -> ListWriter {
-        let mut piece = Vec::with_capacity(4096);
-        put_list_meta(&mut piece, list_meta);
-        ListWriter { pieces: vec![], piece, length: 0 }
-    }
+/// Ends a list.
+pub fn put_list_end(out: &mut Vec<u8>) {
+    put_end(out);
+}
 
-    /// Adds an item, a message.
-    pub fn item(&mut self, message: &[u8]) {
-        if !self.piece.is_empty() && self.piece.len() + message.len() > PIECE_BYTES {
-            let full = std::mem::replace(&mut self.piece, Vec::with_capacity(PIECE_BYTES + 16));
-            self.length += full.len();
-            self.pieces.push(full);
-        }
-        put_bytes(&mut self.piece, 2, message);
-    }
-
-    /// The pieces, in order, head and end included.
-    pub fn finish(mut self, api_version: &str, list_kind: &str) -> Vec<Vec<u8>> {
-        let length = self.length + self.piece.len();
-        let mut head = Vec::with_capacity(64);
-        head.extend_from_slice(&MAGIC);
-        put_type(&mut head, api_version, list_kind);
-        put_varint(&mut head, 2 << 3 | BYTES);
-        put_varint(&mut head, length as u64);
-        put_end(&mut self.piece);
-        self.pieces.insert(0, head);
-        self.pieces.push(self.piece);
-        self.pieces
-    }
+fn varint_length(value: u64) -> usize {
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
 fn put_list_meta(out: &mut Vec<u8>, list_meta: &Value) {
@@ -856,13 +845,13 @@ mod tests {
         let value = canonical(&json!({"metadata": {"name": "a"}}), pod);
         let item = encode_message(&value, pod);
         let mut bytes = vec![];
-        for count in [2, 40_000] {
-            let mut writer = ListWriter::new(&json!({"resourceVersion": "7"}));
-            writer.item(&transcode_message(&crate::codec::encode_json(&value), pod).unwrap());
-            (1..count).for_each(|_| writer.item(&item));
-            let pieces = writer.finish("v1", "PodList");
-            assert_eq!(pieces.len() > 2, count > 2);
-            bytes = pieces.concat();
+        let first = transcode_message(&crate::codec::encode_json(&value), pod).unwrap();
+        for count in [1, 2, 40_000] {
+            let items = || std::iter::once(&first).chain(std::iter::repeat_n(&item, count - 1));
+            let lengths = items().map(Vec::len);
+            bytes = list_head("v1", "PodList", &json!({"resourceVersion": "7"}), lengths);
+            items().for_each(|item| put_list_item(&mut bytes, item));
+            put_list_end(&mut bytes);
             let decoded = decode(&bytes, list).unwrap();
             let items = vec![value.clone(); count];
             assert_eq!(

@@ -49,8 +49,7 @@ impl Source {
     }
 
     fn load(&self, context: &Context) -> Arc<([u64; 2], Vec<Policy>)> {
-        let revisions =
-            [self.policies, self.bindings].map(|resource| *context.objects.changes(GROUP, resource).borrow());
+        let revisions = [self.policies, self.bindings].map(|r| context.objects.revision(GROUP, r));
         if let Some(cached) = self.cached.load_full()
             && cached.0 == revisions
         {

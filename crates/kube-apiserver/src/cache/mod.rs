@@ -144,6 +144,11 @@ impl Cache {
         self.prepared.lock().remove(&(body.as_ptr() as usize));
     }
 
+    /// Forgets what was encoded for clients and can be again.
+    pub fn forget_encoded(&self) {
+        self.resources.load().values().for_each(|cache| cache.forget_messages());
+    }
+
     /// Fills the caches and follows the store until `shutdown`.
     pub async fn run(self: Arc<Cache>, shutdown: CancellationToken) {
         let work = async {

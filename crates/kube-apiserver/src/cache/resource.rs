@@ -124,9 +124,19 @@ impl ResourceCache {
         self.len() == 0
     }
 
+    /// Forgets the protobuf messages that were kept for the next who asks.
+    pub(super) fn forget_messages(&self) {
+        self.state.read().objects.values().for_each(|object| object.message.forget());
+    }
+
     /// A value that changes with every change.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// The value of [`ResourceCache::changes`] as of now.
+    pub fn changed(&self) -> u64 {
+        *self.changes.borrow()
     }
 
     /// The objects whose key begins with `prefix` (empty, or `namespace/`) and that `matches` accepts.
@@ -428,6 +438,11 @@ impl Watcher {
     /// The next change if it is there already.
     pub fn ready(&mut self) -> Option<(EventKind, Arc<Frame>)> {
         self.missed.pop_front().or_else(|| self.receiver.try_recv().ok())
+    }
+
+    /// How many changes are there already.
+    pub fn waiting(&self) -> usize {
+        self.missed.len() + self.receiver.len()
     }
 
     /// A revision up to which this watcher has been sent everything, provided [`Watcher::ready`] answers `None`

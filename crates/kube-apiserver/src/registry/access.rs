@@ -53,6 +53,12 @@ impl Objects for Access {
         self.cache(group, resource).map(|c| c.snapshot(&prefix, None).items).unwrap_or_default()
     }
 
+    fn revision(&self, group: &str, resource: &str) -> u64 {
+        let table = self.0.table.load();
+        let entry = table.find_any(group, resource);
+        entry.and_then(|entry| entry.cache.as_ref()).map_or(0, |cache| cache.changed())
+    }
+
     fn changes(&self, group: &str, resource: &str) -> watch::Receiver<u64> {
         match self.cache(group, resource) {
             Some(cache) => cache.changes(),

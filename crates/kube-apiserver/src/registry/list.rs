@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use apimachinery::codec::protobuf;
 use apimachinery::continue_token::Continue;
 use apimachinery::field_path::Path;
 use apimachinery::object::{Attributes, Encoded};
@@ -341,8 +342,13 @@ pub async fn response(show: Show<'_>, page: Page) -> Result<Response<Body>, Stat
     }
     if show.accept.encoding == Encoding::Protobuf
         && show.accept.view == View::Whole
-        && let Some(response) = crate::wire::protobuf_list(show, &page.items, &metadata).await?
+        && let Some(messages) = crate::wire::protobuf_messages(show, &page.items).await?
     {
+        let lengths = messages.iter().map(Bytes::len);
+        let head = protobuf::list_head(&api_version, &kind, &metadata, lengths);
+        let mut response = Response::new(stream_messages(head, messages));
+        let content_type = HeaderValue::from_static(Encoding::Protobuf.content_type());
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
         return Ok(response);
     }
     let mut items = Vec::with_capacity(page.items.len());
@@ -360,24 +366,53 @@ pub async fn response(show: Show<'_>, page: Page) -> Result<Response<Body>, Stat
     Ok(respond::value(StatusCode::OK, &list, show.accept))
 }
 
-/// The list in chunks, made as the client takes them; small lists go out whole. Items begin with `item_head`, which is
-/// left out of them.
+/// The list, made as the client takes it. Items begin with `item_head`, which is left out of them.
 fn stream_items(head: Vec<u8>, item_head: Vec<u8>, items: Vec<Arc<Encoded>>) -> Body {
     let size: usize = items.iter().map(|o| o.body.len() + 40).sum::<usize>() + head.len() + 3;
-    let mut items = items.into_iter();
+    let (mut items, mut first) = (items.into_iter(), true);
+    in_chunks(head, size, move |out, limit| {
+        let done = fill(out, &item_head, &mut items, limit, first);
+        first = false;
+        done
+    })
+}
+
+/// As [`stream_items`] for protobuf; `head` tells of the messages' length already.
+fn stream_messages(head: Vec<u8>, messages: Vec<Bytes>) -> Body {
+    let size: usize = messages.iter().map(|m| m.len() + 8).sum::<usize>() + head.len() + 8;
+    let mut messages = messages.into_iter();
+    in_chunks(head, size, move |out, limit| {
+        while out.len() < limit {
+            let Some(message) = messages.next() else {
+                protobuf::put_list_end(out);
+                return true;
+            };
+            protobuf::put_list_item(out, &message);
+        }
+        false
+    })
+}
+
+/// `head` and what `fill` appends up to a length, until it says that this was all: in chunks, or whole where `size`, which it
+/// will not exceed by much, is small.
+fn in_chunks(
+    head: Vec<u8>,
+    size: usize,
+    mut fill: impl FnMut(&mut Vec<u8>, usize) -> bool + Send + 'static,
+) -> Body {
+    let mut out = head;
     if size <= CHUNK_BYTES {
-        let mut out = head;
         out.reserve(size - out.len());
-        let done = fill(&mut out, &item_head, &mut items, usize::MAX, true);
+        let done = fill(&mut out, usize::MAX);
         debug_assert!(done);
         return Body::full(out);
     }
-    let mut state = Some((head, items, true));
+    let mut state = Some(out);
     Body::stream(stream::iter(std::iter::from_fn(move || {
-        let (mut out, mut items, first) = state.take()?;
+        let mut out = state.take()?;
         out.reserve(CHUNK_BYTES + (8 << 10));
-        if !fill(&mut out, &item_head, &mut items, CHUNK_BYTES, first) {
-            state = Some((Vec::new(), items, false));
+        if !fill(&mut out, CHUNK_BYTES) {
+            state = Some(Vec::new());
         }
         Some(Ok(Bytes::from(out)))
     })))

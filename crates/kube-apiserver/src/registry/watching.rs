@@ -242,7 +242,13 @@ impl Progress {
             {
                 self.sent = self.sent.max(frame.event.revision);
                 if let Some(more) = self.encoder.event(kind, &frame) {
-                    joined.get_or_insert_with(|| bytes.to_vec()).extend_from_slice(&more);
+                    let first = || {
+                        let waiting = self.watcher.waiting() + 2;
+                        let mut joined = Vec::with_capacity((bytes.len() * waiting).min(2 * CHUNK_BYTES));
+                        joined.extend_from_slice(&bytes);
+                        joined
+                    };
+                    joined.get_or_insert_with(first).extend_from_slice(&more);
                 }
             }
             if let Some(joined) = joined {

@@ -147,15 +147,17 @@ impl Write<'_> {
             ownership::created(self, &mut object);
             None
         });
-        self.finish_create(namespace, object, managed).await
+        self.finish_create(namespace, object, managed, shown).await
     }
 
-    /// As [`Write::create`] where the managed fields are settled: in the object or, as JSON, beside it.
+    /// As [`Write::create`] where the managed fields are settled: in the object or, as JSON, beside it. `shown` says that others
+    /// than this server's own plugins may change the object, and need not leave it complete.
     async fn finish_create(
         &mut self,
         namespace: &str,
         mut object: Value,
         managed: Option<String>,
+        shown: bool,
     ) -> Result<Written, Status> {
         let (entry, registry) = (self.entry, self.registry);
         let cache = registry.cache_of(entry)?;
@@ -165,7 +167,9 @@ impl Write<'_> {
         let name = meta::text(&object, "name").to_owned();
         let namespace_seen = if entry.is("", "namespaces") { name.clone() } else { namespace.to_owned() };
         self.admit(Operation::Create, &namespace_seen, &name, &mut object, None, false).await?;
-        entry.defaults(&mut object);
+        if shown {
+            entry.defaults(&mut object);
+        }
         let metadata = meta::metadata(&mut object);
         metadata.remove("selfLink");
         metadata.insert("uid".to_owned(), apimachinery::names::uid().into());
@@ -411,7 +415,7 @@ impl Write<'_> {
                 let mut object = ownership::applied(self, None, config, *force)?;
                 entry.defaults(&mut object);
                 meta::clear(&mut object, "resourceVersion");
-                self.finish_create(namespace, object, None).await
+                self.finish_create(namespace, object, None, true).await
             }
             _ => Err(missing()),
         }

@@ -55,7 +55,7 @@ impl Source {
     }
 
     fn hooks(&self, context: &Context) -> Arc<(u64, Vec<Hook>)> {
-        let revision = *context.objects.changes(GROUP, self.resource).borrow();
+        let revision = context.objects.revision(GROUP, self.resource);
         if let Some(cached) = self.cached.load_full()
             && cached.0 == revision
         {
