@@ -1,11 +1,10 @@
 //! The bodies of requests, read to their end.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt as _;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -49,11 +48,16 @@ impl Body for Inbound {
 impl Drop for Inbound {
     fn drop(&mut self) {
         let Some(mut body) = self.0.take().filter(|body| !body.is_end_stream()) else { return };
-        let mut rest = Box::pin(async move { while let Some(Ok(_)) = body.frame().await {} });
         // The end has arrived with the rest, nearly always.
-        if (&mut rest).now_or_never().is_none()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
+        loop {
+            match Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(_) => return,
+                Poll::Pending => break,
+            }
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let rest = async move { while let Some(Ok(_)) = body.frame().await {} };
             runtime.spawn(tokio::time::timeout(END_WITHIN, rest));
         }
     }
