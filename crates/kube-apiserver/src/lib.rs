@@ -23,6 +23,7 @@ pub mod metrics;
 mod outbound;
 pub mod proxy;
 pub mod registry;
+mod remembered;
 pub mod resource_metrics;
 pub mod seams;
 pub mod security;

@@ -8,17 +8,17 @@ use apimachinery::clock::Clock;
 use apimachinery::user::UserInfo;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use jiff::Timestamp;
 use parking_lot::Mutex;
 use ring::hmac;
 
 use crate::metrics::{Families, Family};
+use crate::remembered::Remembered;
 
 /// A user and those of the audiences asked for that the token is good for; `None` for tokens of nobody known; or why
 /// the token could not be told.
 pub type Outcome = Result<Option<(UserInfo, Vec<String>)>, String>;
 
-/// Tokens that are remembered; beyond, those that expired are forgotten, then all.
+/// Tokens that are remembered.
 const REMEMBERED_MAX: usize = 32_768;
 /// How long a look-up may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -29,10 +29,9 @@ type Lookup = Shared<BoxFuture<'static, Outcome>>;
 pub struct TokenCache {
     success_ttl: Duration,
     failure_ttl: Duration,
-    clock: Clock,
     /// Keeps tokens out of memory, and what clients send from choosing where it is kept.
     key: hmac::Key,
-    known: Mutex<HashMap<Digest, (Outcome, Timestamp)>>,
+    known: Remembered<Digest, Outcome>,
     asking: Mutex<HashMap<Digest, Lookup>>,
     requests: Arc<Family>,
     fetches: Arc<Family>,
@@ -51,9 +50,8 @@ impl TokenCache {
         TokenCache {
             success_ttl,
             failure_ttl,
-            clock,
             key: hmac::Key::new(hmac::HMAC_SHA256, &secret),
-            known: Mutex::default(),
+            known: Remembered::new(REMEMBERED_MAX, clock),
             asking: Mutex::default(),
             requests: families.counter(
                 "authentication_token_cache_request_total",
@@ -89,11 +87,9 @@ impl TokenCache {
         look_up: impl FnOnce() -> BoxFuture<'static, Outcome>,
     ) -> Outcome {
         let digest = self.digest(token, audiences);
-        if let Some((outcome, until)) = self.known.lock().get(&digest)
-            && self.clock.now() < *until
-        {
+        if let Some(outcome) = self.known.get(&digest) {
             self.requests.inc(&["hit"]);
-            return outcome.clone();
+            return outcome;
         }
         self.requests.inc(&["miss"]);
         let lookup = {
@@ -122,18 +118,7 @@ impl TokenCache {
             Ok(None) => self.failure_ttl,
             Err(_) => return,
         };
-        if ttl.is_zero() {
-            return;
-        }
-        let now = self.clock.now();
-        let mut known = self.known.lock();
-        if known.len() >= REMEMBERED_MAX {
-            known.retain(|_, (_, until)| now < *until);
-        }
-        if known.len() >= REMEMBERED_MAX {
-            known.clear();
-        }
-        known.insert(digest, (outcome.clone(), now + ttl));
+        self.known.keep(digest, outcome.clone(), ttl);
     }
 }
 
@@ -164,6 +149,8 @@ impl Drop for Forget<'_> {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -1,6 +1,5 @@
 //! Authorizers elsewhere: a request is described to them in a SubjectAccessReview.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,8 +8,6 @@ use apimachinery::field_path::Path;
 use apimachinery::selector::{FieldSelector, LabelSelector, Operator};
 use apimachinery::user::UserInfo;
 use expression::{CALL_COST_MAX, Error, Value as Cel, Variables};
-use jiff::Timestamp;
-use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 use super::configuration::{self, WebhookConfiguration};
@@ -18,6 +15,7 @@ use super::{Opinion, Verdict};
 use crate::config_file;
 use crate::metrics::{Families, Family};
 use crate::outbound::{Backoff, Failure, Service};
+use crate::remembered::Remembered;
 use crate::seams::RequestInfo;
 
 const REMEMBERED_MAX: usize = 8192;
@@ -37,8 +35,7 @@ pub struct Webhook {
     conditions: configuration::Compiled,
     authorized_ttl: Duration,
     unauthorized_ttl: Duration,
-    clock: Clock,
-    known: Mutex<HashMap<String, (Opinion, Timestamp)>>,
+    known: Remembered<String, Opinion>,
     metrics: Metrics,
 }
 
@@ -119,8 +116,7 @@ impl Webhook {
             conditions,
             authorized_ttl,
             unauthorized_ttl,
-            clock,
-            known: Mutex::default(),
+            known: Remembered::new(REMEMBERED_MAX, clock),
             metrics: Metrics::new(families),
         })
     }
@@ -133,10 +129,8 @@ impl Webhook {
         }
         let spec = spec(user, request);
         let key = spec.to_string();
-        if let Some((opinion, until)) = self.known.lock().get(&key)
-            && self.clock.now() < *until
-        {
-            return opinion.clone();
+        if let Some(opinion) = self.known.get(&key) {
+            return opinion;
         }
         let review = json!({"kind": "SubjectAccessReview", "apiVersion": self.api_version, "metadata": {},
             "spec": self.in_version(spec), "status": {"allowed": false}});
@@ -156,8 +150,8 @@ impl Webhook {
             }
         };
         let ttl = if opinion.verdict == Verdict::Allow { self.authorized_ttl } else { self.unauthorized_ttl };
-        if !ttl.is_zero() && names_bytes(request) < NAMES_BYTES_MAX {
-            self.remember(key, &opinion, ttl);
+        if names_bytes(request) < NAMES_BYTES_MAX {
+            self.known.keep(key, opinion.clone(), ttl);
         }
         opinion
     }
@@ -202,18 +196,6 @@ impl Webhook {
             reason: status["reason"].as_str().unwrap_or_default().to_owned(),
             error: (allowed && denied).then(|| both.to_owned()),
         })
-    }
-
-    fn remember(&self, key: String, opinion: &Opinion, ttl: Duration) {
-        let now = self.clock.now();
-        let mut known = self.known.lock();
-        if known.len() >= REMEMBERED_MAX {
-            known.retain(|_, (_, until)| now < *until);
-        }
-        if known.len() >= REMEMBERED_MAX {
-            known.clear();
-        }
-        known.insert(key, (opinion.clone(), now + ttl));
     }
 
     /// Whether the match conditions let the request through to the webhook.
