@@ -9,10 +9,11 @@ use etcd::remote::{self, Remote};
 use kube_apiserver::Flags;
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::Told;
 use crate::{pki, residency, settings};
 
 /// Serves until `shutdown`.
-pub async fn run(flags: &Flags, shutdown: CancellationToken) -> Result<()> {
+pub async fn run(flags: &Flags, told: Told, shutdown: CancellationToken) -> Result<()> {
     flags.validate()?;
     let options = remote::Options {
         endpoints: flags.etcd_servers.clone(),
@@ -35,6 +36,7 @@ pub async fn run(flags: &Flags, shutdown: CancellationToken) -> Result<()> {
     let mut config = kube_apiserver::Config::new(Arc::new(store), certificate, key);
     config.security.advertise_address = advertised;
     flags.apply(&mut config)?;
+    config.flags = told;
     let (handle, prepared) = kube_apiserver::prepare(config).await?;
     tokio::spawn(residency::keep_small(move || handle.forget_encoded(), shutdown.clone()));
     prepared.run(shutdown).await

@@ -1,8 +1,9 @@
 //! The command line: one binary, a command for the whole and one for each component.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgAction, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::settings::ServerFlags;
 
@@ -60,6 +61,39 @@ pub enum ImagesCommand {
     List,
 }
 
+/// The values of a command's flags by their names, given or by default; `/flagz` tells them.
+pub type Told = BTreeMap<String, String>;
+
+/// The command line of this process, and the flags of the command it names. Ends the process where it is wrong.
+pub fn parse() -> (Cli, Told) {
+    let mut definition = Cli::command();
+    let matches = definition.get_matches_mut();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let told = tell(&definition, &matches);
+    (cli, told)
+}
+
+fn tell(definition: &clap::Command, matches: &ArgMatches) -> Told {
+    if let Some((name, inner)) = matches.subcommand()
+        && let Some(definition) = definition.find_subcommand(name)
+    {
+        return tell(definition, inner);
+    }
+    let mut told = Told::new();
+    for flag in definition.get_arguments() {
+        let (Some(name), ArgAction::Set | ArgAction::Append | ArgAction::SetTrue) =
+            (flag.get_long(), flag.get_action())
+        else {
+            continue;
+        };
+        let values: Vec<_> = matches.get_raw(flag.get_id().as_str()).into_iter().flatten().collect();
+        let text = values.iter().map(|v| v.to_string_lossy()).collect::<Vec<_>>().join(",");
+        let many = matches!(flag.get_action(), ArgAction::Append) || flag.get_value_delimiter().is_some();
+        told.insert(name.to_owned(), if many { format!("[{text}]") } else { text });
+    }
+    told
+}
+
 /// Writes the completion script to standard output.
 pub fn completions(shell: clap_complete::Shell) {
     clap_complete::generate(shell, &mut Cli::command(), "isopod", &mut std::io::stdout());
@@ -72,5 +106,23 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_are_told_by_their_names() {
+        let mut definition = Cli::command();
+        let line = ["isopod", "server", "--tls-san=a,b", "--tls-san=c", "--disable-agent", "--node-name=n"];
+        let matches = definition.try_get_matches_from_mut(line).unwrap();
+        let told = tell(&definition, &matches);
+        for (name, value) in [
+            ("tls-san", "[a,b,c]"),
+            ("disable-agent", "true"),
+            ("node-name", "n"),
+            ("node-ip", ""),
+            ("https-listen-port", "6443"),
+            ("datastore-endpoint", "[]"),
+        ] {
+            assert_eq!(told.get(name).map(String::as_str), Some(value), "{name}");
+        }
     }
 }

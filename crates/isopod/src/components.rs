@@ -9,6 +9,7 @@ use client::Client;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::Told;
 use crate::{apiserver, residency};
 
 /// Where `isopod up` leaves the kubeconfig.
@@ -49,15 +50,15 @@ pub enum Component {
     ClusterDns(Box<cluster_dns::Flags>),
 }
 
-/// Runs a component until it is told to end.
-pub async fn run(component: Component) -> Result<()> {
+/// Runs a component until it is told to end. `told` is what its command line says.
+pub async fn run(component: Component, told: Told) -> Result<()> {
     let shutdown = shutdown_on_signal()?;
     // The API server has more to forget than the others, and sees to that itself.
     if !matches!(component, Component::KubeApiserver(_)) {
         tokio::spawn(residency::keep_small(|| {}, shutdown.clone()));
     }
     match component {
-        Component::KubeApiserver(flags) => Box::pin(apiserver::run(&flags, shutdown)).await,
+        Component::KubeApiserver(flags) => Box::pin(apiserver::run(&flags, told, shutdown)).await,
         Component::Etcd { tool: Some(tool), .. } => etcd::tools::run(tool).await,
         Component::Etcd { flags, tool: None } => Box::pin(etcd::server::run(flags.config()?, shutdown)).await,
         Component::KubeControllerManager(flags) => {

@@ -24,8 +24,7 @@ mod up;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
-use cli::{Cli, Command, ImagesCommand};
+use cli::{Command, ImagesCommand, Told};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
@@ -42,7 +41,7 @@ fn main() -> ExitCode {
     if let Some(plugin) = cni_plugin() {
         return flannel::cni::main(&plugin);
     }
-    let cli = Cli::parse();
+    let (cli, told) = cli::parse();
     // Whoever asks in vain says so; the client would say it once more, even while `up` waits for a server to answer.
     let levels = Targets::new()
         .with_default(cli.log_level)
@@ -58,7 +57,7 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(dispatch(cli.command)),
+        Ok(runtime) => runtime.block_on(dispatch(cli.command, told)),
         Err(error) => Err(anyhow::Error::new(error).context("start the async runtime")),
     };
     match outcome {
@@ -76,7 +75,7 @@ fn cni_plugin() -> Option<String> {
     Some(std::path::Path::new(&program).file_name()?.to_string_lossy().into_owned())
 }
 
-async fn dispatch(command: Command) -> anyhow::Result<()> {
+async fn dispatch(command: Command, told: Told) -> anyhow::Result<()> {
     match command {
         Command::Up(flags) => {
             let arguments: Vec<String> = std::env::args().skip_while(|a| a != "up").skip(1).collect();
@@ -91,8 +90,8 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
             cli::completions(shell);
             Ok(())
         }
-        Command::Component(component) => components::run(component).await,
-        Command::Server(flags) => server::run(&flags).await,
+        Command::Component(component) => components::run(component, told).await,
+        Command::Server(flags) => server::run(&flags, told).await,
         Command::Down { flags, purge } => down::run(&flags, purge).await,
     }
 }

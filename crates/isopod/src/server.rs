@@ -14,6 +14,7 @@ use storage::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::Told;
 use crate::local::Local;
 use crate::pki::{self, Pki, Subject};
 use crate::settings::ServerFlags;
@@ -21,13 +22,13 @@ use crate::supervisor::Supervisor;
 use crate::{apiserver, node, preflight, process, residency};
 
 /// Runs until SIGTERM or SIGINT.
-pub async fn run(flags: &ServerFlags) -> Result<()> {
+pub async fn run(flags: &ServerFlags, told: Told) -> Result<()> {
     let started = Instant::now();
     preflight::check(flags)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     process::write_pid_file(&flags.pid_file())?;
-    let outcome = serve(flags, started, async move {
+    let outcome = serve(flags, told, started, async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
@@ -38,13 +39,20 @@ pub async fn run(flags: &ServerFlags) -> Result<()> {
     outcome
 }
 
-async fn serve(flags: &ServerFlags, started: Instant, stop: impl Future<Output = ()>) -> Result<()> {
+async fn serve(
+    flags: &ServerFlags,
+    told: Told,
+    started: Instant,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
     let node_ip = flags.node_ip()?;
     let node_name = flags.node_name()?;
     let pki = Pki::open(&flags.pki_dir())?;
     let (store, engine) = open_store(flags).await?;
 
-    let (handle, prepared) = kube_apiserver::prepare(apiserver_config(flags, &pki, store, node_ip)?).await?;
+    let mut config = apiserver_config(flags, &pki, store, node_ip)?;
+    config.flags = told;
+    let (handle, prepared) = kube_apiserver::prepare(config).await?;
     let apiserver_shutdown = CancellationToken::new();
     let apiserver = tokio::spawn(prepared.run(apiserver_shutdown.clone()));
     let leases = engine.map(|engine| {

@@ -33,6 +33,7 @@ pub mod tasks;
 pub mod tokens;
 pub mod wire;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +82,8 @@ pub struct Config {
     pub encryption: Option<encryption::Config>,
     /// The other parts of the control plane, by name.
     pub components: Vec<(&'static str, Component)>,
+    /// What `/flagz` tells: how the server was started, by the names of its flags.
+    pub flags: BTreeMap<String, String>,
     pub clock: Clock,
     /// How long requests in flight may take to end on shutdown.
     pub shutdown_grace: Duration,
@@ -102,6 +105,7 @@ impl Config {
             audit: None,
             encryption: None,
             components: registry::component_status::defaults(),
+            flags: BTreeMap::new(),
             clock: Clock::system(),
             shutdown_grace: Duration::from_secs(5),
         }

@@ -1,6 +1,7 @@
 //! The server's own figures, in Prometheus' text form and under upstream's names.
 
 mod families;
+mod process;
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use hashbrown::{Equivalent, HashMap};
 use parking_lot::Mutex;
 
 pub use families::{Families, Family, hash};
+pub use process::Process;
 
 use crate::seams::RequestInfo;
 
@@ -72,6 +74,9 @@ struct Series {
 #[derive(Default)]
 pub struct Metrics {
     pub families: Families,
+    /// What `/metrics/slis` tells.
+    pub health: Families,
+    pub process: Process,
     requests: Mutex<HashMap<Key, Series>>,
 }
 
@@ -117,6 +122,7 @@ impl Metrics {
 
     pub fn render(&self, out: &mut String) {
         self.families.render(out);
+        self.process.render(out);
         let requests = self.requests.lock();
         let labels = |k: &Key| {
             format!(

@@ -1,5 +1,6 @@
 //! What all requests share.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
@@ -32,6 +33,8 @@ pub struct Server {
     pub aggregator: Aggregator,
     pub resource_metrics: ResourceMetrics,
     pub components: Vec<(&'static str, Component)>,
+    /// How the server was started, by the names of its flags.
+    pub flags: BTreeMap<String, String>,
 }
 
 impl Server {
@@ -58,6 +61,7 @@ impl Server {
             aggregator,
             resource_metrics: ResourceMetrics::default(),
             components: config.components.clone(),
+            flags: config.flags.clone(),
         })
     }
 }

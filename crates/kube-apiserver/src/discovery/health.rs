@@ -126,6 +126,7 @@ fn told(
             let _ = writeln!(out, "[+]{name} excluded: ok");
             continue;
         }
+        observe(server, endpoint, name, result.is_ok());
         match result {
             Ok(()) => {
                 let _ = writeln!(out, "[+]{name} ok");
@@ -145,6 +146,21 @@ fn told(
     }
     let _ = writeln!(out, "{endpoint} check passed");
     respond::text(StatusCode::OK, out)
+}
+
+/// Counts a check for `/metrics/slis`.
+fn observe(server: &Server, endpoint: &str, name: &str, well: bool) {
+    let health = &server.metrics.health;
+    let result = health.gauge(
+        "kubernetes_healthcheck",
+        "[STABLE] Result of a health check: 1 is well.",
+        &["name", "type"],
+    );
+    result.set(&[name, endpoint], f64::from(u8::from(well)));
+    let labels = &["name", "type", "status"];
+    let results =
+        health.counter("kubernetes_healthchecks_total", "[STABLE] Results of health checks.", labels);
+    results.inc(&[name, endpoint, if well { "success" } else { "error" }]);
 }
 
 /// Figures about stored objects, for `/metrics`.

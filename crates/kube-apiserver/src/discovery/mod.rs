@@ -3,6 +3,7 @@
 pub mod groups;
 pub mod health;
 pub mod openapi;
+mod zpages;
 
 use std::sync::Arc;
 
@@ -18,9 +19,68 @@ use crate::server::Server;
 
 pub use groups::Documents;
 
+/// What `/` lists.
+fn paths(server: &Server) -> Vec<String> {
+    let table = server.registry.table.load();
+    let mut paths: Vec<String> = [
+        "/api",
+        "/apis",
+        "/apis/",
+        "/flagz",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/metrics/slis",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openapi/v3/",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/statusz",
+        "/version",
+        "/.well-known/openid-configuration",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for (group, versions) in table.groups() {
+        let base = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
+        if !group.is_empty() {
+            paths.push(base.clone());
+        }
+        paths.extend(versions.keys().map(|v| format!("{base}/{v}")));
+    }
+    paths.extend(health::paths());
+    paths.sort();
+    paths
+}
+
+/// Whether it does not matter to a path with which method it is asked, as upstream has it for all that is not routed
+/// by method.
+fn takes_any_method(server: &Server, call: &Call) -> bool {
+    let parts: Vec<&str> = call.uri.path().split('/').filter(|p| !p.is_empty()).collect();
+    match parts.as_slice() {
+        ["healthz" | "livez" | "readyz" | "metrics" | "statusz" | "flagz", ..]
+        | ["openapi", "v2" | "v3", ..]
+        | ["apis"] => true,
+        ["apis", group] => server.registry.table.load().groups().any(|(known, _)| known == *group),
+        _ => false,
+    }
+}
+
+/// Figures in Prometheus' text form.
+fn figures(server: &Server, text: String) -> Response<Body> {
+    let kind = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
+    let mut response = respond::bytes_response(StatusCode::OK, kind, text);
+    let began = server.metrics.process.started().as_second();
+    response.headers_mut().insert(PROCESS_START.clone(), HeaderValue::from(began));
+    response
+}
+
+static PROCESS_START: http::HeaderName = http::HeaderName::from_static("process-start-time-unix");
+
 /// Answers a non-resource request.
 pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Body>, Status> {
-    if call.method != Method::GET && call.method != Method::HEAD {
+    if call.method != Method::GET && call.method != Method::HEAD && !takes_any_method(server, call) {
         let table = server.registry.table.load();
         let mut parts = call.uri.path().split('/').filter(|p| !p.is_empty());
         return match (parts.next(), parts.next(), parts.next()) {
@@ -36,36 +96,14 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
         };
     }
     let path = call.uri.path().trim_end_matches('/').to_owned();
+    let exact = ["/statusz", "/flagz", "/metrics", "/metrics/slis"];
+    if exact.contains(&path.as_str()) && call.uri.path() != path {
+        return Ok(no_such_page());
+    }
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     match parts.as_slice() {
         [] => {
-            let table = server.registry.table.load();
-            let mut paths: Vec<String> = [
-                "/api",
-                "/apis",
-                "/apis/",
-                "/healthz",
-                "/livez",
-                "/metrics",
-                "/openapi/v2",
-                "/openapi/v3",
-                "/openapi/v3/",
-                "/openid/v1/jwks",
-                "/readyz",
-                "/version",
-                "/.well-known/openid-configuration",
-            ]
-            .map(str::to_owned)
-            .to_vec();
-            for (group, versions) in table.groups() {
-                let base = if group.is_empty() { "/api".to_owned() } else { format!("/apis/{group}") };
-                if !group.is_empty() {
-                    paths.push(base.clone());
-                }
-                paths.extend(versions.keys().map(|v| format!("{base}/{v}")));
-            }
-            paths.extend(health::paths());
-            paths.sort();
+            let paths = paths(server);
             let accept = negotiation::Accept { pretty: true, ..Default::default() };
             Ok(respond::value(StatusCode::OK, &json!({"paths": paths}), accept))
         }
@@ -87,12 +125,25 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
             };
             Ok(health::serve(server, call, parts[0], rest, plugins))
         }
+        ["statusz"] => zpages::statusz(server, call, &paths(server)),
+        ["flagz"] => zpages::flagz(server, call),
+        ["metrics"] | ["metrics", "slis"] if call.method == Method::DELETE => {
+            let families = if parts.len() == 1 { &server.metrics.families } else { &server.metrics.health };
+            families.reset();
+            Ok(respond::text(StatusCode::OK, "metrics reset\n"))
+        }
         ["metrics"] => {
             let mut out = String::new();
             server.metrics.render(&mut out);
             server.flow_control.render(&mut out);
             health::render(server, &mut out);
-            Ok(respond::bytes_response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", out))
+            Ok(figures(server, out))
+        }
+        ["metrics", "slis"] => {
+            let mut out = String::new();
+            server.metrics.health.render(&mut out);
+            server.metrics.process.render_start(&mut out);
+            Ok(figures(server, out))
         }
         [".well-known", "openid-configuration"] => {
             match server.registry.policy()?.reviews.openid_configuration() {

@@ -24,7 +24,10 @@ pub fn store_error(error: &storage::Error) -> Status {
             Status::expired("The resourceVersion for the provided list is too old.")
         }
         storage::Error::FutureRevision { requested, current } => {
-            Status::too_large(*requested as u64, *current as u64)
+            let mut status = Status::too_large(*requested as u64, *current as u64);
+            // Only who waited for the revision is told when to ask again.
+            status.details.get_or_insert_default().retry_after_seconds = 0;
+            status
         }
         other => Status::internal(other),
     }

@@ -207,6 +207,16 @@ impl Families {
         self.family(name, help, labels, Kind::Histogram(bounds))
     }
 
+    /// Forgets all that was counted so far.
+    pub fn reset(&self) {
+        for family in self.0.lock().iter() {
+            family.series.lock().clear();
+            for cell in family.cells.lock().values() {
+                cell.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
     pub fn render(&self, out: &mut String) {
         for family in self.0.lock().iter() {
             family.render(out);
