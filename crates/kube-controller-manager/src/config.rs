@@ -30,6 +30,8 @@ pub struct Config {
     pub node_startup_grace_period: Duration,
     pub node_eviction_rate: f32,
     pub concurrent_gc_syncs: usize,
+    /// How long a token in a secret, made for its account, may be unused.
+    pub legacy_token_clean_up_period: Duration,
     /// Names this process among the candidates for leader.
     pub identity: String,
     /// Gives each controller a client of its own service account, named here without its namespace (kube-system);
@@ -68,6 +70,7 @@ impl Default for Config {
             node_startup_grace_period: Duration::from_secs(60),
             node_eviction_rate: 0.1,
             concurrent_gc_syncs: 20,
+            legacy_token_clean_up_period: Duration::from_secs(365 * 24 * 3600),
             identity: format!("{}_{}", hostname(), apimachinery::names::uid()),
             credentials: None,
         }
@@ -111,6 +114,7 @@ pub(crate) fn canonical(name: &str) -> &str {
         "garbagecollector" => "garbage-collector-controller",
         "horizontalpodautoscaling" => "horizontal-pod-autoscaler-controller",
         "job" => "job-controller",
+        "legacy-service-account-token-cleaner" => "legacy-serviceaccount-token-cleaner-controller",
         "namespace" => "namespace-controller",
         "nodeipam" => "node-ipam-controller",
         "nodelifecycle" => "node-lifecycle-controller",
@@ -195,10 +199,18 @@ pub struct Flags {
     /// Objects garbage collected at a time.
     #[arg(long, default_value_t = 20, value_name = "N")]
     pub concurrent_gc_syncs: usize,
+    /// How long a service account's token in a secret may be unused before it is deleted.
+    #[arg(long, default_value = "8760h", value_parser = clean_up_period, value_name = "DURATION")]
+    pub legacy_service_account_token_clean_up_period: Duration,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
     apimachinery::duration::parse(text).ok_or_else(|| format!("{text:?} is not a duration such as 40s"))
+}
+
+fn clean_up_period(text: &str) -> Result<Duration, String> {
+    duration(text)
+        .and_then(|d| if d.is_zero() { Err(format!("invalid CleanUpPeriod: {text}")) } else { Ok(d) })
 }
 
 impl From<Flags> for Config {
@@ -220,6 +232,7 @@ impl From<Flags> for Config {
             node_monitor_grace_period: f.node_monitor_grace_period,
             node_startup_grace_period: f.node_startup_grace_period,
             concurrent_gc_syncs: f.concurrent_gc_syncs.max(1),
+            legacy_token_clean_up_period: f.legacy_service_account_token_clean_up_period,
             ..Config::default()
         }
     }

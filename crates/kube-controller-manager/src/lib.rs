@@ -23,6 +23,7 @@ mod replicaset;
 mod resourcequota;
 mod root_ca;
 mod serviceaccount;
+mod serviceaccount_token_cleaner;
 mod serviceaccount_tokens;
 mod servicecidrs;
 mod statefulset;

@@ -37,6 +37,7 @@ const CONTROLLERS: &[(&str, Start)] = controllers! {
     "namespace-controller" => crate::namespace::run,
     "serviceaccount-controller" => crate::serviceaccount::run,
     "serviceaccount-token-controller" => crate::serviceaccount_tokens::run,
+    "legacy-serviceaccount-token-cleaner-controller" => crate::serviceaccount_token_cleaner::run,
     "root-ca-certificate-publisher-controller" => crate::root_ca::run,
     "replicaset-controller" => crate::replicaset::run_replica_sets,
     "replicationcontroller-controller" => crate::replicaset::run_replication_controllers,
@@ -107,6 +108,7 @@ pub async fn run(mut config: Config, client: Client, shutdown: CancellationToken
 fn service_account(controller: &'static str) -> &'static str {
     match controller {
         "serviceaccount-controller" => "service-account-controller",
+        "legacy-serviceaccount-token-cleaner-controller" => "legacy-service-account-token-cleaner",
         "root-ca-certificate-publisher-controller" => "root-ca-cert-publisher",
         "replicationcontroller-controller" => "replication-controller",
         "endpoints-controller" => "endpoint-controller",
