@@ -39,6 +39,19 @@ const T1: &str = "2024-01-01T00:00:01Z";
 const T2: &str = "2024-01-01T00:00:02Z";
 
 #[test]
+fn what_stays_in_a_set_stays_with_its_owner() {
+    let mut first = object(json!({"replicas": 1}));
+    update(None, &mut first, deployment(), &writer("one", T1));
+    // Nobody owns what admission added.
+    first["metadata"]["finalizers"] = json!(["a.b/c"]);
+    let first = stored(first);
+    let mut second = first.clone();
+    second["metadata"]["finalizers"] = json!(["x.y/z", "a.b/c"]);
+    update(Some(&first), &mut second, deployment(), &writer("two", T2));
+    assert_eq!(owned(&second, "two")["f:metadata"]["f:finalizers"], json!({"v:\"x.y/z\"": {}}));
+}
+
+#[test]
 fn updates_move_ownership() {
     let mut first = normalize(
         &object(json!({"replicas": 1, "template": {"spec": {"containers": [{"name": "a", "image": "1"}]}}})),

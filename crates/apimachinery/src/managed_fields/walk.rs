@@ -325,14 +325,15 @@ fn differ(old: Option<&Value>, new: Option<&Value>, schema: Option<&Schema>) -> 
                 both.entry(element).or_insert((Same::new(), Same::new(), schema)).1.push(value);
             }
             for (element, (in_old, in_new, schema)) in both {
-                let below = if in_old.len() <= 1 && in_new.len() <= 1 {
+                let below = if in_old == in_new {
+                    (Membership::Same, Comparison::default())
+                } else if in_old.len() <= 1 && in_new.len() <= 1 {
                     differ(in_old.first().copied(), in_new.first().copied(), schema)
                 } else {
                     // Duplicates are owned as one.
                     let membership = match (in_old.is_empty(), in_new.is_empty()) {
                         (true, _) => Membership::Added,
                         (_, true) => Membership::Removed,
-                        _ if in_old == in_new => Membership::Same,
                         _ => Membership::Modified,
                     };
                     (membership, Comparison::default())
