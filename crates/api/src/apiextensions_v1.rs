@@ -1,10 +1,11 @@
 //! Custom resource definitions.
 
+mod schema;
 mod validation;
 
 use serde_json::Value;
 
-use crate::strategy::{Rules, SPEC_AND_METADATA, WITH_STATUS};
+use crate::strategy::{Rules, WITH_STATUS};
 use crate::value::{Read, Write};
 
 pub const GROUP: &str = "apiextensions.k8s.io";
@@ -21,7 +22,6 @@ pub static RULES: &[Rules] = &[Rules {
     first_status: r#"{"acceptedNames":{"kind":"","plural":""},"conditions":null}"#,
     prepare_for_create: add_stored_version,
     prepare_for_update: |new, _| add_stored_version(new),
-    reset_by_status: SPEC_AND_METADATA,
     ..WITH_STATUS
 }];
 

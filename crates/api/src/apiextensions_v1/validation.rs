@@ -1,8 +1,8 @@
 //! Whether the definition of a custom resource makes sense.
 
-use apimachinery::field_path::Path as FieldPath;
 use serde_json::Value;
 
+use super::schema;
 use crate::admissionregistration_v1::client_config;
 use crate::check::{self, Report};
 use crate::path::Path;
@@ -29,6 +29,7 @@ fn definition_over(definition: &Value, old: &Value) -> Errors {
     }
     spec_errors(&mut errors, spec, old.at("spec"));
     stored(&mut errors, definition);
+    approval(&mut errors, definition, old);
     errors
 }
 
@@ -58,6 +59,7 @@ fn spec_errors(errors: &mut Errors, spec: &Value, old: &Value) {
     }
     let versions = spec.list("versions");
     let list = SPEC.child("versions");
+    let shared = Shared::of(versions);
     let mut names: Vec<&str> = vec![];
     let mut unique = true;
     for (i, version) in versions.iter().enumerate() {
@@ -76,55 +78,104 @@ fn spec_errors(errors: &mut Errors, spec: &Value, old: &Value) {
                 "can only be set for deprecated versions",
             );
         }
-        let schema_path = path.child("schema");
-        let path_schema = schema_path.child("openAPIV3Schema");
-        let sound = errors.len();
-        match version.at("schema.openAPIV3Schema") {
-            Value::Null => errors.required(&path_schema, ""),
-            schema => {
-                if schema.text("type") != "object" {
-                    if schema.text("type").is_empty() {
-                        errors.required(&path_schema.child("type"), "must not be empty at the root");
-                    } else {
-                        errors.invalid(
-                            &path_schema.child("type"),
-                            schema.text("type"),
-                            "must be object at the root",
-                        );
-                    }
-                }
-                structural(errors, schema, &path_schema, 0);
-                let before = old.list("versions").iter().find(|v| v.text("name") == name);
-                let stored = before.is_some_and(|v| v.at("schema.openAPIV3Schema") == schema);
-                if errors.len() == sound && !stored {
-                    let path = FieldPath::new(&path_schema.to_string());
-                    errors.extend(expression::rules::check(schema, &path));
-                }
-                let limited =
-                    before.is_none_or(|v| v.list("selectableFields").len() <= SELECTABLE_FIELDS_MAX);
-                let fields = version.list("selectableFields");
-                selectable_fields(errors, fields, schema, &path.child("selectableFields"), limited);
-            }
+        if version.at("schema.openAPIV3Schema").is_null() {
+            errors.required(&path.child("schema").child("openAPIV3Schema"), "");
         }
-        columns(errors, version.list("additionalPrinterColumns"), &path.child("additionalPrinterColumns"));
-        subresources(errors, version.at("subresources"), &path.child("subresources"));
+        if !shared.schema {
+            schema(errors, version, &path.child("schema"), version.has("subresources.status"), old);
+        }
+        if !shared.subresources {
+            subresources(errors, version.at("subresources"), &path.child("subresources"));
+        }
+        if !shared.columns {
+            columns(errors, version.list(COLUMNS), &path.child(COLUMNS));
+        }
+        if !shared.selectable {
+            selectable_fields(errors, version, &path.child(SELECTABLE), old);
+        }
     }
     if !unique {
         errors.invalid(&list, versions.to_vec(), "must contain unique version names");
     }
     if versions.iter().filter(|v| v.flag("storage")).count() != 1 {
-        errors.invalid(&list, or_null(versions), "must have exactly one version marked as storage version");
+        let given = spec.at("versions").clone();
+        errors.invalid(&list, given, "must have exactly one version marked as storage version");
+    }
+    if let Some(first) = versions.first() {
+        // Upstream's field of old times, which stands for the first version.
+        let name = first.text("name");
+        let messages = check::dns1035_label(name);
+        if !name.is_empty() && !messages.is_empty() {
+            errors.invalid(&SPEC.child("version"), name, messages.join(","));
+        }
     }
     self::names(errors, spec.at("names"));
+    if let Some(first) = versions.first() {
+        if shared.schema {
+            let with_status = versions.iter().any(|v| v.has("subresources.status"));
+            schema(errors, first, &SPEC.child("validation"), with_status, old);
+        }
+        if shared.subresources {
+            subresources(errors, first.at("subresources"), &SPEC.child("subresources"));
+        }
+        if shared.columns {
+            columns(errors, first.list(COLUMNS), &SPEC.child(COLUMNS));
+        }
+        if shared.selectable {
+            selectable_fields(errors, first, &SPEC.child(SELECTABLE), old);
+        }
+    }
     conversion(errors, spec.at("conversion"));
+}
+
+/// What all versions have in common. Upstream knows that as a property of the whole, where one version has everything in
+/// common with itself, and blames it there.
+struct Shared {
+    schema: bool,
+    subresources: bool,
+    columns: bool,
+    selectable: bool,
+}
+
+impl Shared {
+    fn of(versions: &[Value]) -> Shared {
+        let same = |name: &str| versions.iter().all(|v| v.at(name) == versions[0].at(name));
+        Shared {
+            schema: same("schema"),
+            subresources: same("subresources"),
+            columns: same(COLUMNS),
+            selectable: same(SELECTABLE),
+        }
+    }
+}
+
+const COLUMNS: &str = "additionalPrinterColumns";
+const SELECTABLE: &str = "selectableFields";
+
+/// The same version as it was before, or `Null`.
+fn before<'a>(version: &Value, old: &'a Value) -> &'a Value {
+    let name = version.text("name");
+    old.list("versions").iter().find(|v| v.text("name") == name).unwrap_or(&Value::Null)
+}
+
+fn schema(errors: &mut Errors, version: &Value, path: &Path<'_>, with_status: bool, old: &Value) {
+    let given = version.at("schema.openAPIV3Schema");
+    if !given.is_null() {
+        let stored = before(version, old).at("schema.openAPIV3Schema") == given;
+        schema::check(errors, given, &path.child("openAPIV3Schema"), with_status, stored);
+    }
 }
 
 fn names(errors: &mut Errors, names: &Value) {
     let path = SPEC.child("names");
+    for name in ["plural", "singular", "kind", "listKind"] {
+        if names.text(name).is_empty() {
+            errors.required(&path.child(name), "");
+        }
+    }
     for (name, kind) in [("plural", false), ("singular", false), ("kind", true), ("listKind", true)] {
         let value = names.text(name);
         if value.is_empty() {
-            errors.required(&path.child(name), "");
             continue;
         }
         let text = if kind { value.to_lowercase() } else { value.to_owned() };
@@ -136,19 +187,19 @@ fn names(errors: &mut Errors, names: &Value) {
             errors.invalid(&path.child(name), value, said);
         }
     }
-    if !names.text("kind").is_empty() && names.text("kind") == names.text("listKind") {
-        errors.invalid(
-            &path.child("listKind"),
-            names.text("listKind"),
-            "kind and listKind may not be the same",
-        );
-    }
     for (i, short) in names.list("shortNames").iter().enumerate() {
         let short = short.as_str().unwrap_or_default();
         let messages = check::dns1035_label(short);
         if !messages.is_empty() {
             errors.invalid(&path.child("shortNames").index(i), short, messages.join(","));
         }
+    }
+    if !names.text("kind").is_empty() && names.text("kind") == names.text("listKind") {
+        errors.invalid(
+            &path.child("listKind"),
+            names.text("listKind"),
+            "kind and listKind may not be the same",
+        );
     }
     for (i, category) in names.list("categories").iter().enumerate() {
         let category = category.as_str().unwrap_or_default();
@@ -181,11 +232,14 @@ fn conversion(errors: &mut Errors, conversion: &Value) {
         } else if !versions.iter().any(|v| v == "v1" || v == "v1beta1") {
             errors.invalid(&path, versions.to_vec(), "must include at least one of v1, v1beta1");
         }
-    } else if conversion.has("webhook") {
-        errors.forbidden(
-            &path.child("webhookClientConfig"),
-            "should not be set when strategy is not set to Webhook",
-        );
+    } else {
+        let why = "should not be set when strategy is not set to Webhook";
+        if !conversion.at("webhook.clientConfig").is_null() {
+            errors.forbidden(&path.child("webhookClientConfig"), why);
+        }
+        if !versions.is_empty() {
+            errors.forbidden(&path.child("conversionReviewVersions"), why);
+        }
     }
 }
 
@@ -213,8 +267,13 @@ fn columns(errors: &mut Errors, columns: &[Value], path: &Path<'_>) {
                 "must be one of byte,date,date-time,double,float,int32,int64,password",
             );
         }
-        if column.text("jsonPath").is_empty() {
-            errors.required(&path.child("JSONPath"), "");
+        match column.text("jsonPath") {
+            "" => errors.required(&path.child("JSONPath"), ""),
+            given if !given.starts_with('.') => {
+                let why = "must be a simple json path starting with .";
+                errors.invalid(&path.child("JSONPath"), given, why);
+            }
+            _ => {}
         }
     }
 }
@@ -222,7 +281,12 @@ fn columns(errors: &mut Errors, columns: &[Value], path: &Path<'_>) {
 /// How many fields objects of one version may be selected by.
 const SELECTABLE_FIELDS_MAX: usize = 8;
 
-fn selectable_fields(errors: &mut Errors, fields: &[Value], schema: &Value, list: &Path<'_>, limited: bool) {
+fn selectable_fields(errors: &mut Errors, version: &Value, list: &Path<'_>, old: &Value) {
+    let (fields, schema) = (version.list(SELECTABLE), version.at("schema.openAPIV3Schema"));
+    if schema.is_null() {
+        return;
+    }
+    let limited = before(version, old).list(SELECTABLE).len() <= SELECTABLE_FIELDS_MAX;
     let mut seen: Vec<String> = vec![];
     for (i, field) in fields.iter().enumerate() {
         let path = list.index(i);
@@ -288,78 +352,58 @@ fn subresources(errors: &mut Errors, subresources: &Value, path: &Path<'_>) {
     }
 }
 
-/// Every field says what it is: that makes pruning, defaulting and merging well defined.
-fn structural(errors: &mut Errors, schema: &Value, path: &Path<'_>, depth: usize) {
-    const DEPTH_MAX: usize = 100;
-    if depth > DEPTH_MAX {
-        errors.invalid(path, Value::Null, "schema is nested too deep");
+const APPROVED: &str = "api-approved.kubernetes.io";
+
+/// Whether the community has agreed to a definition in one of its own groups.
+#[derive(PartialEq)]
+enum Approval {
+    Missing,
+    Invalid,
+    /// Approved, or said not to be.
+    Told,
+}
+
+impl Approval {
+    fn of(definition: &Value) -> Approval {
+        let said = definition.at("metadata.annotations").get_or_null(APPROVED).as_str().unwrap_or_default();
+        let is_url = said.split_once("://").is_some_and(|(scheme, rest)| {
+            !scheme.is_empty() && !rest.split('/').next().unwrap_or_default().is_empty()
+        });
+        match said {
+            "" => Approval::Missing,
+            said if said.starts_with("unapproved") || is_url => Approval::Told,
+            _ => Approval::Invalid,
+        }
+    }
+}
+
+fn approval(errors: &mut Errors, definition: &Value, old: &Value) {
+    let group = definition.text("spec.group");
+    let protected = ["k8s.io", "kubernetes.io"].iter().any(|owned| {
+        group.strip_suffix(owned).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+    });
+    let approval = Approval::of(definition);
+    if !protected || !old.is_null() && Approval::of(old) == approval {
         return;
     }
-    if schema.has("$ref") {
-        errors.forbidden(&path.child("$ref"), "$ref is not supported");
-    }
-    if schema.flag("uniqueItems") {
-        errors.forbidden(
-            &path.child("uniqueItems"),
-            "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
-        );
-    }
-    let has_properties = schema.entries("properties").next().is_some();
-    if has_properties && schema.has("additionalProperties") && schema.at("additionalProperties") != true {
-        errors.forbidden(
-            &path.child("additionalProperties"),
-            "additionalProperties and properties are mutual exclusive",
-        );
-    }
-    let kind = schema.text("type");
-    if !kind.is_empty() {
-        errors.one_of(
-            &path.child("type"),
-            kind,
-            &["array", "boolean", "integer", "number", "object", "string"],
-        );
-    }
-    if kind == "array" && !schema.has("items") {
-        errors.required(&path.child("items"), "must be specified");
-    }
-    let list_type = schema.text("x-kubernetes-list-type");
-    if !list_type.is_empty() {
-        errors.one_of(&path.child("x-kubernetes-list-type"), list_type, &["atomic", "map", "set"]);
-    }
-    if list_type == "map" && schema.list("x-kubernetes-list-map-keys").is_empty() {
-        errors.required(
-            &path.child("x-kubernetes-list-map-keys"),
-            "must not be empty if x-kubernetes-list-type is map",
-        );
-    }
-    let untyped = |schema: &Value| {
-        schema.text("type").is_empty()
-            && !schema.flag("x-kubernetes-int-or-string")
-            && !schema.flag("x-kubernetes-preserve-unknown-fields")
-    };
-    let properties = path.child("properties");
-    for (name, inner) in schema.entries("properties") {
-        let path = properties.key(name);
-        if untyped(inner) {
-            errors.required(&path.child("type"), "must not be empty for specified object fields");
-        }
-        structural(errors, inner, &path, depth + 1);
-    }
-    let items = schema.at("items");
-    if items.is_object() {
-        let path = path.child("items");
-        if untyped(items) {
-            errors.required(&path.child("type"), "must not be empty for specified array items");
-        }
-        structural(errors, items, &path, depth + 1);
-    }
-    let additional = schema.at("additionalProperties");
-    if additional.is_object() {
-        let path = path.child("additionalProperties");
-        if untyped(additional) {
-            errors.required(&path.child("type"), "must not be empty for specified object fields");
-        }
-        structural(errors, additional, &path, depth + 1);
+    let metadata = Path::new("metadata");
+    let annotations = metadata.child("annotations");
+    let path = annotations.key(APPROVED);
+    let see = "see https://github.com/kubernetes/enhancements/pull/1111";
+    match approval {
+        Approval::Told => {}
+        Approval::Missing => errors.required(
+            &path,
+            format!("protected groups must have approval annotation {APPROVED:?}, {see}"),
+        ),
+        Approval::Invalid => errors.invalid(
+            &path,
+            definition.at("metadata.annotations").get_or_null(APPROVED).clone(),
+            format!(
+                "protected groups must have approval annotation {APPROVED:?} with either a URL or a reason starting \
+                 with \"unapproved\", {see}"
+            ),
+        ),
     }
 }
 
@@ -445,7 +489,7 @@ mod tests {
             (
                 |c| c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["a"] = json!({}),
                 &[
-                    "spec.versions[0].schema.openAPIV3Schema.properties[a].type: Required value: must not be empty for specified object fields",
+                    "spec.validation.openAPIV3Schema.properties[a].type: Required value: must not be empty for specified object fields",
                 ],
             ),
             (
@@ -461,7 +505,7 @@ mod tests {
                         "type": "object", "properties": {"b": {"type": "string"}}, "additionalProperties": false});
                 },
                 &[
-                    "spec.versions[0].schema.openAPIV3Schema.properties[a].additionalProperties: Forbidden: additionalProperties and properties are mutual exclusive",
+                    "spec.validation.openAPIV3Schema.properties[a].additionalProperties: Forbidden: additionalProperties and properties are mutual exclusive",
                 ],
             ),
             (
@@ -470,11 +514,55 @@ mod tests {
             ),
             (
                 |c| {
+                    let mut second = c["spec"]["versions"][0].clone();
+                    (second["name"], second["storage"]) = (json!("v2"), json!(false));
+                    second["schema"]["openAPIV3Schema"]["properties"]["a"] = json!({});
+                    c["spec"]["versions"].as_array_mut().unwrap().push(second);
+                },
+                &[
+                    "spec.versions[1].schema.openAPIV3Schema.properties[a].type: Required value: must not be empty for specified object fields",
+                ],
+            ),
+            (
+                |c| {
+                    c["metadata"]["name"] = json!("foos.x.k8s.io");
+                    c["spec"]["group"] = json!("x.k8s.io");
+                },
+                &[
+                    "metadata.annotations[api-approved.kubernetes.io]: Required value: protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111",
+                ],
+            ),
+            (
+                |c| {
+                    c["metadata"] = json!({"name": "foos.x.k8s.io", "annotations": {"api-approved.kubernetes.io": "https://a/b"}});
+                    c["spec"]["group"] = json!("x.k8s.io");
+                },
+                &[],
+            ),
+            (
+                |c| {
+                    c["spec"]["versions"][0]["additionalPrinterColumns"] =
+                        json!([{"name": "a", "type": "x", "jsonPath": "x"}])
+                },
+                &[
+                    "spec.additionalPrinterColumns[0].type: Invalid value: \"x\": must be one of boolean,date,integer,number,string",
+                    "spec.additionalPrinterColumns[0].JSONPath: Invalid value: \"x\": must be a simple json path starting with .",
+                ],
+            ),
+            (
+                |c| c["spec"]["versions"][0]["subresources"] = json!({"scale": {}}),
+                &[
+                    "spec.subresources.scale.specReplicasPath: Required value",
+                    "spec.subresources.scale.statusReplicasPath: Required value",
+                ],
+            ),
+            (
+                |c| {
                     c["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] =
                         json!([{"rule": "self.spec.x == 1"}]);
                 },
                 &[
-                    "spec.versions[0].schema.openAPIV3Schema.x-kubernetes-validations[0].rule: Invalid value: {\"rule\":\"self.spec.x == 1\"}: compilation failed: ERROR: <input>:1:10: undefined field 'x'\n | self.spec.x == 1\n | .........^",
+                    "spec.validation.openAPIV3Schema.x-kubernetes-validations[0].rule: Invalid value: {\"rule\":\"self.spec.x == 1\"}: compilation failed: ERROR: <input>:1:10: undefined field 'x'\n | self.spec.x == 1\n | .........^",
                 ],
             ),
             (
@@ -483,10 +571,10 @@ mod tests {
                         json!([{"jsonPath": ".spec"}, {"jsonPath": ".none"}, {"jsonPath": ".spec"}]);
                 },
                 &[
-                    "spec.versions[0].selectableFields[0].jsonPath: Invalid value: \".spec\": must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
-                    "spec.versions[0].selectableFields[1].jsonPath: Invalid value: \".none\": is an invalid path: does not refer to a valid field",
-                    "spec.versions[0].selectableFields[2].jsonPath: Invalid value: \".spec\": must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
-                    "spec.versions[0].selectableFields[2].jsonPath: Duplicate value: \".spec\"",
+                    "spec.selectableFields[0].jsonPath: Invalid value: \".spec\": must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
+                    "spec.selectableFields[1].jsonPath: Invalid value: \".none\": is an invalid path: does not refer to a valid field",
+                    "spec.selectableFields[2].jsonPath: Invalid value: \".spec\": must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
+                    "spec.selectableFields[2].jsonPath: Duplicate value: \".spec\"",
                 ],
             ),
         ];

@@ -93,15 +93,12 @@ pub fn plan(entry: &Entry, old: &Value, options: &DeleteOptions, now: Timestamp)
     if entry.is("", "namespaces") {
         return plan_namespace(old, options, entry, now);
     }
+    if entry.is("apiextensions.k8s.io", "customresourcedefinitions") && !meta::is_deleting(old) {
+        return Plan::Mark(definition_going(old, now));
+    }
     let mut new = old.clone();
     let finalizers = meta::finalizers(old);
-    let mut wanted = finalizers_for(entry.strategy.default_garbage_collection_policy(), &finalizers, options);
-    if entry.is("apiextensions.k8s.io", "customresourcedefinitions")
-        && !meta::is_deleting(old)
-        && !wanted.iter().any(|f| f == custom::controller::CLEANUP)
-    {
-        wanted.push(custom::controller::CLEANUP.to_owned());
-    }
+    let wanted = finalizers_for(entry.strategy.default_garbage_collection_policy(), &finalizers, options);
     if wanted != finalizers {
         if wanted.is_empty() {
             meta::clear(&mut new, "finalizers");
@@ -151,6 +148,35 @@ pub fn plan(entry: &Entry, old: &Value, options: &DeleteOptions, now: Timestamp)
         meta::set(&mut new, "deletionGracePeriodSeconds", 0);
     }
     if new == *old { Plan::Wait } else { Plan::Mark(new) }
+}
+
+/// A definition that is to go, whatever becomes of what else depends on it: first its objects go.
+fn definition_going(old: &Value, now: Timestamp) -> Value {
+    let mut new = old.clone();
+    let mut finalizers = meta::finalizers(old);
+    if !finalizers.iter().any(|f| f == custom::controller::CLEANUP) {
+        finalizers.push(custom::controller::CLEANUP.to_owned());
+    }
+    meta::set(&mut new, "finalizers", finalizers);
+    meta::set(&mut new, "deletionTimestamp", rfc3339_seconds(now));
+    let condition = serde_json::json!({
+        "type": "Terminating",
+        "status": "True",
+        "lastTransitionTime": rfc3339_seconds(now),
+        "reason": "InstanceDeletionPending",
+        "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+    });
+    if !new["status"].is_object() {
+        new["status"] = serde_json::json!({});
+    }
+    match &mut new["status"]["conditions"] {
+        Value::Array(conditions) => {
+            conditions.retain(|c| c["type"] != "Terminating");
+            conditions.push(condition);
+        }
+        none => *none = Value::Array(vec![condition]),
+    }
+    new
 }
 
 fn plan_namespace(old: &Value, options: &DeleteOptions, entry: &Entry, now: Timestamp) -> Plan {
@@ -236,6 +262,7 @@ impl Write<'_> {
             old_object: Some(old),
             warnings: &mut self.warnings,
             annotations: &mut self.annotations,
+            elsewhere: &mut self.elsewhere,
         };
         policy.admission.admit(&mut request).await?;
         policy.admission.validate(&mut request).await
