@@ -192,6 +192,9 @@ fn conditions(errors: &mut Errors, conditions: &[Value], max: usize, path: &Path
     for (i, condition) in conditions.iter().enumerate() {
         let path = path.index(i);
         let name = condition.text("name");
+        if condition.text("expression").trim().is_empty() {
+            errors.required(&path.child("expression"), "");
+        }
         if name.is_empty() {
             errors.required(&path.child("name"), "");
         } else {
@@ -200,9 +203,6 @@ fn conditions(errors: &mut Errors, conditions: &[Value], max: usize, path: &Path
                 errors.duplicate(&path.child("name"), name);
             }
             names.push(name);
-        }
-        if condition.text("expression").trim().is_empty() {
-            errors.required(&path.child("expression"), "");
         }
     }
 }
@@ -250,10 +250,16 @@ pub fn client_config(errors: &mut Errors, config: &Value, path: &Path<'_>) {
                 if !url.starts_with('/') {
                     errors.invalid(&path, url, "must start with a '/'");
                 }
-                let trimmed = url.trim_start_matches('/');
-                for (i, step) in trimmed.strip_suffix('/').unwrap_or(trimmed).split('/').enumerate() {
+                // What comes after the first character, be that a slash or not.
+                let rest = url.char_indices().nth(1).map_or("", |(i, _)| &url[i..]);
+                let rest = rest.strip_suffix('/').unwrap_or(rest);
+                for (i, step) in rest.split('/').enumerate() {
                     if step.is_empty() {
                         errors.invalid(&path, url, format!("segment[{i}] may not be empty"));
+                        continue;
+                    }
+                    for why in check::dns1123_subdomain(step) {
+                        errors.invalid(&path, url, format!("segment[{i}]: {why}"));
                     }
                 }
             }
@@ -355,6 +361,11 @@ fn validate_policy(policy: &Value) -> Errors {
                 errors.required(&path.child(name), "");
             }
         }
+        let version = spec.text("paramKind.apiVersion");
+        if version.matches('/').count() > 1 {
+            let why = format!("unexpected GroupVersion string: {version}");
+            errors.invalid(&path.child("apiVersion"), version, why);
+        }
     }
     let constraints = path.child("matchConstraints");
     if !spec.has("matchConstraints") {
@@ -373,8 +384,21 @@ fn validate_policy(policy: &Value) -> Errors {
                 errors.required(&list.index(i).child(name), format!("{name} is not specified"));
             }
         }
+        let name = variable.text("name");
+        if !name.trim().is_empty() && !is_cel_identifier(name) {
+            errors.invalid(&list.index(i).child("name"), name, "must be a valid CEL identifier");
+        }
     }
-    if policy.text("kind") != "MutatingAdmissionPolicy" && !spec.has("mutations") {
+    if policy.text("kind") == "MutatingAdmissionPolicy" || spec.has("mutations") {
+        if spec.list("mutations").is_empty() {
+            errors.required(&path.child("mutations"), "mutations must contain at least one item");
+        }
+        let at = path.child("reinvocationPolicy");
+        match spec.text("reinvocationPolicy") {
+            "" => errors.required(&at, ""),
+            given => errors.one_of(&at, given, &["IfNeeded", "Never"]),
+        }
+    } else {
         let validations = spec.list("validations");
         if validations.is_empty() && spec.list("auditAnnotations").is_empty() {
             errors.required(
@@ -404,9 +428,47 @@ fn validate_policy(policy: &Value) -> Errors {
                     "message must be specified if expression contains line breaks",
                 );
             }
+            if validation.has("reason") {
+                let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge"];
+                errors.one_of(&path.child("reason"), validation.text("reason"), &reasons);
+            }
+        }
+        for (i, annotation) in spec.list("auditAnnotations").iter().enumerate() {
+            let list = path.child("auditAnnotations");
+            let path = list.index(i);
+            let key = format!("{}/{}", policy.text("metadata.name"), annotation.text("key"));
+            errors.invalid_each(&path.child("key"), &key, check::qualified_name(&key));
         }
     }
     errors
+}
+
+fn is_cel_identifier(name: &str) -> bool {
+    const RESERVED: [&str; 21] = [
+        "true",
+        "false",
+        "null",
+        "in",
+        "as",
+        "break",
+        "const",
+        "continue",
+        "else",
+        "for",
+        "function",
+        "if",
+        "import",
+        "let",
+        "loop",
+        "package",
+        "namespace",
+        "return",
+        "var",
+        "void",
+        "while",
+    ];
+    let first = name.bytes().next().is_some_and(|b| b == b'_' || b.is_ascii_alphabetic());
+    first && name.bytes().all(|b| b == b'_' || b.is_ascii_alphanumeric()) && !RESERVED.contains(&name)
 }
 
 fn match_resources(errors: &mut Errors, matching: &Value, path: &Path<'_>) {

@@ -20,6 +20,7 @@ pub static RULES: &[Rules] = &[
         first_status: r#"{}"#,
         defaults: deployment_defaults,
         prepare_for_status_update: |new, old| new.copy_from(old, "metadata.labels"),
+        reset_by_status: &[&["spec"], &["metadata", "labels"]],
         validate: validation::deployment,
         validate_update: validation::deployment_update,
         validate_status_update: validation::deployment_status,

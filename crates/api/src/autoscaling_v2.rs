@@ -66,6 +66,11 @@ fn validate(autoscaler: &Value) -> Errors {
         let list = path.child("metrics");
         self::metric(&mut errors, metric, &list.index(i));
     }
+    let from_outside = |m: &Value| matches!(m.text("type"), "Object" | "External");
+    if min == Some(0) && !spec.list("metrics").iter().any(from_outside) {
+        let why = "must specify at least one Object or External metric to support scaling to zero replicas";
+        errors.forbidden(&path.child("metrics"), why);
+    }
     for way in ["scaleUp", "scaleDown"] {
         let behavior = path.child("behavior");
         rules(&mut errors, spec.at("behavior").at(way), &behavior.child(way));
@@ -129,6 +134,7 @@ fn metric(errors: &mut Errors, metric: &Value, path: &Path<'_>) {
         if wanted == "containerResource" && source.text("container").is_empty() {
             errors.required(&path.child("container"), "must specify a container");
         }
+        metric_target(errors, target, &at);
         match (target.has("averageUtilization"), target.has("averageValue")) {
             (false, false) => errors.required(
                 &at.child("averageUtilization"),
@@ -140,52 +146,49 @@ fn metric(errors: &mut Errors, metric: &Value, path: &Path<'_>) {
             ),
             _ => {}
         }
-    } else {
-        let (name, metric) = (source.text("metric.name"), path.child("metric"));
-        if name.is_empty() {
-            errors.required(&metric.child("name"), "must specify a metric name");
-        } else {
-            errors.invalid_each(&metric.child("name"), name, check::path_segment(name));
-        }
-        meta::label_selector(errors, source.at("metric.selector"), &metric.child("selector"));
-        match wanted {
-            "pods" if !target.has("averageValue") => {
-                errors.required(&at.child("averageValue"), "must specify a positive target averageValue");
-            }
-            "object" => {
-                reference(errors, source.at("describedObject"), &path.child("describedObject"));
-                if !target.has("value") && !target.has("averageValue") {
-                    errors.required(
-                        &at.child("averageValue"),
-                        "must set either a target value or averageValue",
-                    );
-                }
-            }
-            "external" if !target.has("value") && !target.has("averageValue") => errors.required(
-                &at.child("averageValue"),
-                "must set either a target value for metric or a per-pod target",
-            ),
-            "external" if target.has("value") && target.has("averageValue") => errors.forbidden(
-                &at.child("value"),
-                "may not set both a target value for metric and a per-pod target",
-            ),
-            _ => {}
-        }
+        return;
     }
-    match target.text("type") {
-        "" => errors.required(&at.child("type"), "must specify a metric target type"),
-        "Utilization" | "Value" | "AverageValue" => {}
-        other => {
-            errors.invalid(&at.child("type"), other, "must be either Utilization, Value, or AverageValue");
+    if wanted == "object" {
+        reference(errors, source.at("describedObject"), &path.child("describedObject"));
+    }
+    let (name, metric) = (source.text("metric.name"), path.child("metric"));
+    if name.is_empty() {
+        errors.required(&metric.child("name"), "must specify a metric name");
+    } else {
+        errors.invalid_each(&metric.child("name"), name, check::path_segment(name));
+    }
+    meta::label_selector(errors, source.at("metric.selector"), &metric.child("selector"));
+    metric_target(errors, target, &at);
+    let average = at.child("averageValue");
+    match (wanted, target.has("value"), target.has("averageValue")) {
+        ("pods", _, false) => errors.required(&average, "must specify a positive target averageValue"),
+        ("object", false, false) => {
+            errors.required(&average, "must set either a target value or averageValue");
         }
+        ("external", false, false) => {
+            errors.required(&average, "must set either a target value for metric or a per-pod target");
+        }
+        ("external", true, true) => errors
+            .forbidden(&at.child("value"), "may not set both a target value for metric and a per-pod target"),
+        _ => {}
+    }
+}
+
+fn metric_target(errors: &mut Errors, target: &Value, path: &Path<'_>) {
+    let kind = target.text("type");
+    if kind.is_empty() {
+        errors.required(&path.child("type"), "must specify a metric target type");
+    }
+    if !matches!(kind, "Utilization" | "Value" | "AverageValue") {
+        errors.invalid(&path.child("type"), kind, "must be either Utilization, Value, or AverageValue");
     }
     for name in ["value", "averageValue"] {
         if let Some(q) = quantity(target.at(name)).filter(|q| q.sign() <= 0) {
-            errors.invalid(&at.child(name), q.to_string(), "must be positive");
+            errors.invalid(&path.child(name), q.to_string(), "must be positive");
         }
     }
     if let Some(percent) = target.maybe_int("averageUtilization").filter(|p| *p < 1) {
-        errors.invalid(&at.child("averageUtilization"), percent, "must be greater than 0");
+        errors.invalid(&path.child("averageUtilization"), percent, "must be greater than 0");
     }
 }
 

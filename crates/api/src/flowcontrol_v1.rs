@@ -98,6 +98,10 @@ fn validate_schema(schema: &Value) -> Errors {
     errors
 }
 
+/// What can be done to resources.
+const VERBS: [&str; 9] =
+    ["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
+
 fn policy_rule(errors: &mut Errors, rule: &Value, path: &Path<'_>) {
     let subjects = rule.list("subjects");
     if subjects.is_empty() {
@@ -115,6 +119,10 @@ fn policy_rule(errors: &mut Errors, rule: &Value, path: &Path<'_>) {
         let list = path.child("resourceRules");
         let path = list.index(i);
         members(errors, one, "verbs", "verbs must contain at least one value", "verbs", &path);
+        let verbs = one.list("verbs");
+        if !verbs.iter().filter_map(Value::as_str).all(|verb| verb == "*" || VERBS.contains(&verb)) {
+            errors.not_supported(&path.child("verbs"), verbs.to_vec(), &VERBS);
+        }
         members(
             errors,
             one,

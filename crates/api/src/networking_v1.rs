@@ -4,7 +4,7 @@ mod validation;
 
 use serde_json::Value;
 
-use crate::strategy::{DEFAULT, Rules, WITH_STATUS};
+use crate::strategy::{DEFAULT, Rules, SPEC_AND_METADATA, WITH_STATUS};
 use crate::value::{Read, Write};
 
 pub const GROUP: &str = "networking.k8s.io";
@@ -47,6 +47,7 @@ pub static RULES: &[Rules] = &[
         validate_update: validation::service_cidr_update,
         namespaced: false,
         status_keeps_metadata: true,
+        reset_by_status: SPEC_AND_METADATA,
         ..WITH_STATUS
     },
     Rules {

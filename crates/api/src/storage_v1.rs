@@ -103,7 +103,7 @@ fn validate_class(class: &Value) -> Errors {
         errors.required(&Path::new("provisioner"), "");
     } else {
         let lower = provisioner.to_lowercase();
-        errors.invalid_each(&Path::new("provisioner"), provisioner, check::qualified_name(&lower));
+        errors.invalid_each(&Path::new("provisioner"), &lower, check::qualified_name(&lower));
     }
     let path = Path::new("parameters");
     let mut size = 0;
@@ -126,19 +126,33 @@ fn validate_class(class: &Value) -> Errors {
         "" => errors.required(&Path::new("volumeBindingMode"), ""),
         mode => errors.one_of(&Path::new("volumeBindingMode"), mode, &["Immediate", "WaitForFirstConsumer"]),
     }
+    let terms = Path::new("allowedTopologies");
+    for (i, term) in class.list("allowedTopologies").iter().enumerate() {
+        let path = terms.index(i);
+        let path = path.child("matchLabelExpressions");
+        for (j, expression) in term.list("matchLabelExpressions").iter().enumerate() {
+            let path = path.index(j);
+            let (path, values) = (path.child("values"), expression.list("values"));
+            if values.is_empty() {
+                errors.required(&path, "");
+            }
+            for (v, value) in values.iter().enumerate() {
+                if values[..v].contains(value) {
+                    errors.duplicate(&path.index(v), value.clone());
+                }
+            }
+        }
+    }
     errors
 }
 
 fn validate_class_update(new: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     if !equality::same_at(new, old, "parameters") {
-        errors.forbidden(&Path::new("parameters"), "updates to parameters are forbidden.");
+        errors.invalid(&Path::new("parameters"), new.at("parameters").clone(), "field is immutable");
     }
-    if new.text("provisioner") != old.text("provisioner") {
-        errors.forbidden(&Path::new("provisioner"), "updates to provisioner are forbidden.");
-    }
-    if new.text("reclaimPolicy") != old.text("reclaimPolicy") {
-        errors.forbidden(&Path::new("reclaimPolicy"), "updates to reclaimPolicy are forbidden.");
+    for name in ["provisioner", "reclaimPolicy"] {
+        errors.immutable(&Path::new(name), new.at(name), old.at(name));
     }
     errors.immutable(
         &Path::new("volumeBindingMode"),
@@ -229,7 +243,7 @@ fn validate_node(node: &Value) -> Errors {
             } else if keys[..j].contains(key) {
                 errors.duplicate(&path.child("topologyKeys"), *key);
             } else {
-                errors.invalid_each(&path.child("topologyKeys"), key, check::qualified_name(key));
+                errors.invalid_each(&path, key, check::qualified_name(key));
             }
         }
     }
@@ -251,6 +265,13 @@ fn validate_attachment(attachment: &Value) -> Errors {
         }
         _ => {}
     }
+    if spec.has("source.persistentVolumeName") {
+        let (name, path) = (spec.text("source.persistentVolumeName"), source.child("persistentVolumeName"));
+        if name.is_empty() {
+            errors.required(&path, "must specify non empty persistentVolumeName");
+        }
+        errors.invalid_each(&path, name, check::dns1123_subdomain(name));
+    }
     let node = spec.text("nodeName");
     errors.invalid_each(&path.child("nodeName"), node, check::dns1123_subdomain(node));
     errors
@@ -269,10 +290,8 @@ fn validate_capacity(capacity: &Value) -> Errors {
     let class = capacity.text("storageClassName");
     errors.invalid_each(&Path::new("storageClassName"), class, check::dns1123_subdomain(class));
     meta::label_selector(&mut errors, capacity.at("nodeTopology"), &Path::new("nodeTopology"));
-    for name in ["capacity", "maximumVolumeSize"] {
-        if let Some(q) = quantity(capacity.at(name)).filter(|q| q.sign() < 0) {
-            errors.invalid(&Path::new(name), q.to_string(), check::NOT_NEGATIVE);
-        }
+    if let Some(q) = quantity(capacity.at("capacity")).filter(|q| q.sign() < 0) {
+        errors.invalid(&Path::new("capacity"), q.to_string(), check::NOT_NEGATIVE);
     }
     errors
 }
@@ -287,7 +306,15 @@ fn validate_capacity_update(new: &Value, old: &Value) -> Errors {
 
 fn validate_attributes_class(class: &Value) -> Errors {
     let mut errors = Errors::new();
-    driver_name(&mut errors, class.text("driverName"), &Path::new("driverName"));
+    let driver = class.text("driverName").to_lowercase();
+    let path = Path::new("driverName");
+    match driver.as_str() {
+        "" => errors.required(&path, ""),
+        driver => errors.invalid_each(&path, driver, check::qualified_name(driver)),
+    }
+    if class.entries("parameters").any(|(key, _)| key.is_empty()) {
+        errors.invalid(&Path::new("parameters"), "", "field can not be empty.");
+    }
     if class.entries("parameters").next().is_none() {
         errors.required(&Path::new("parameters"), "must contain at least one key/value pair");
     }

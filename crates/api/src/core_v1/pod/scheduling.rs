@@ -219,7 +219,7 @@ pub fn tolerations(errors: &mut Errors, tolerations: &[Value], path: &Path<'_>) 
                     );
                 }
             }
-            other => errors.not_supported(&path.child("operator"), other, &["Equal", "Exists", "Lt", "Gt"]),
+            other => errors.not_supported(&path.child("operator"), other, &["Equal", "Exists"]),
         }
         if !effect.is_empty() {
             errors.one_of(&path.child("effect"), effect, &EFFECTS);
