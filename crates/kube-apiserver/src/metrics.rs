@@ -1,171 +1,111 @@
 //! The server's own figures, in Prometheus' text form and under upstream's names.
 
+mod access;
 mod families;
 mod process;
+pub mod requests;
 
 use std::fmt::Write;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use hashbrown::{Equivalent, HashMap};
-use parking_lot::Mutex;
-
-pub use families::{Families, Family, hash};
+pub use access::Access;
+pub use families::{Families, Family, Timer, hash};
 pub use process::Process;
+use requests::{Asked, LABELS, Requests};
 
-use crate::seams::RequestInfo;
-
-/// Upper bounds of the duration buckets, in seconds.
-const BOUNDS: [f64; 12] = [0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 1.0, 2.0, 5.0, 15.0, 60.0];
-/// Distinct label sets kept; what comes beyond is counted as `other`.
-const SERIES_MAX: usize = 4000;
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    verb: String,
-    group: String,
-    version: String,
-    resource: String,
-    subresource: String,
-    code: u16,
-}
-
-/// A [`Key`] that is looked for, without a copy of its parts.
-#[derive(Clone, Copy, Hash)]
-struct Wanted<'a> {
-    verb: &'a str,
-    group: &'a str,
-    version: &'a str,
-    resource: &'a str,
-    subresource: &'a str,
-    code: u16,
-}
-
-impl Equivalent<Key> for Wanted<'_> {
-    fn equivalent(&self, key: &Key) -> bool {
-        self.code == key.code
-            && self.resource == key.resource
-            && self.verb == key.verb
-            && self.subresource == key.subresource
-            && self.group == key.group
-            && self.version == key.version
-    }
-}
-
-impl From<&Wanted<'_>> for Key {
-    fn from(wanted: &Wanted<'_>) -> Key {
-        Key {
-            verb: wanted.verb.to_owned(),
-            group: wanted.group.to_owned(),
-            version: wanted.version.to_owned(),
-            resource: wanted.resource.to_owned(),
-            subresource: wanted.subresource.to_owned(),
-            code: wanted.code,
-        }
-    }
-}
-
-#[derive(Default)]
-struct Series {
-    count: u64,
-    seconds: f64,
-    buckets: [u64; BOUNDS.len()],
-}
-
-#[derive(Default)]
 pub struct Metrics {
     pub families: Families,
     /// What `/metrics/slis` tells.
     pub health: Families,
     pub process: Process,
-    requests: Mutex<HashMap<Key, Series>>,
+    pub requests: Requests,
+    pub access: Access,
+    /// Requests at work that read, and that write.
+    at_work: [AtomicI64; 2],
+    terminated: Arc<Family>,
+    deprecated: Arc<Family>,
+    long: Arc<Family>,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        let families = Families::default();
+        Metrics {
+            access: Access::new(&families),
+            terminated: families.counter(
+                "apiserver_request_terminations_total",
+                "[ALPHA] Requests that the server ended to protect itself.",
+                &["verb", "group", "version", "resource", "subresource", "scope", "component", "code"],
+            ),
+            deprecated: families.gauge(
+                "apiserver_requested_deprecated_apis",
+                "[STABLE] Deprecated APIs that were asked for, and the release without them.",
+                &["group", "version", "resource", "subresource", "removed_release"],
+            ),
+            long: families.gauge(
+                "apiserver_longrunning_requests",
+                "[STABLE] Requests in progress that last as long as the client likes; watches and logs.",
+                LABELS,
+            ),
+            families,
+            health: Families::default(),
+            process: Process::default(),
+            requests: Requests::default(),
+            at_work: Default::default(),
+        }
+    }
+}
+
+/// A request at work; over when dropped.
+pub struct AtWork<'a>(&'a AtomicI64);
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Metrics {
-    pub fn answered(&self, info: &RequestInfo, code: u16, took: Duration) {
-        let verb = match info.verb.as_str() {
-            "get" => "GET",
-            "create" => "POST",
-            "update" => "PUT",
-            "patch" => "PATCH",
-            "list" => "LIST",
-            "watch" => "WATCH",
-            "delete" => "DELETE",
-            "deletecollection" => "DELETECOLLECTION",
-            other => &other.to_ascii_uppercase(),
-        };
-        let path;
-        let mut wanted = Wanted {
-            verb,
-            group: &info.group,
-            version: &info.version,
-            resource: &info.resource,
-            subresource: &info.subresource,
-            code,
-        };
-        if !info.is_resource {
-            path = info.path.split('/').take(2).collect::<Vec<_>>().join("/");
-            wanted.subresource = &path;
-        }
-        let mut requests = self.requests.lock();
-        if requests.len() >= SERIES_MAX && !requests.contains_key(&wanted) {
-            let other = "other";
-            wanted = Wanted { group: other, version: other, resource: other, subresource: other, ..wanted };
-        }
-        let series = requests.entry_ref(&wanted).or_default();
-        series.count += 1;
-        let seconds = took.as_secs_f64();
-        series.seconds += seconds;
-        if let Some(i) = BOUNDS.iter().position(|b| seconds <= *b) {
-            series.buckets[i] += 1;
-        }
+    pub fn at_work(&self, reads: bool) -> AtWork<'_> {
+        let count = &self.at_work[usize::from(!reads)];
+        count.fetch_add(1, Ordering::Relaxed);
+        AtWork(count)
+    }
+
+    /// One more, or one fewer, of the requests that last.
+    pub fn lasting(&self, asked: &Asked<'_>, more: f64) {
+        self.long.add(&asked.values(), more);
+    }
+
+    pub fn terminated(&self, asked: &Asked<'_>, code: u16) {
+        let code = code.to_string();
+        let [verb, group, version, resource, subresource, scope, component] = asked.values();
+        self.terminated.inc(&[verb, group, version, resource, subresource, scope, component, &code]);
+    }
+
+    pub fn deprecated(&self, asked: &Asked<'_>) {
+        let Asked { group, version, resource, subresource, .. } = asked;
+        self.deprecated.set(&[group, version, resource, subresource, ""], 1.0);
+    }
+
+    /// Forgets what was counted.
+    pub fn reset(&self) {
+        self.families.reset();
+        self.requests.reset();
     }
 
     pub fn render(&self, out: &mut String) {
         self.families.render(out);
+        self.requests.render(out);
         self.process.render(out);
-        let requests = self.requests.lock();
-        let labels = |k: &Key| {
-            format!(
-                "group={:?},resource={:?},subresource={:?},verb={:?},version={:?}",
-                k.group, k.resource, k.subresource, k.verb, k.version
-            )
-        };
         out.push_str(
-            "# HELP apiserver_request_total Requests answered.\n# TYPE apiserver_request_total counter\n",
+            "# HELP apiserver_current_inflight_requests [STABLE] Requests at work, of those that read and those that \
+             write.\n# TYPE apiserver_current_inflight_requests gauge\n",
         );
-        for (key, series) in requests.iter() {
-            let _ = writeln!(
-                out,
-                "apiserver_request_total{{code=\"{}\",component=\"apiserver\",dry_run=\"\",{}}} {}",
-                key.code,
-                labels(key),
-                series.count
-            );
-        }
-        out.push_str(
-            "# HELP apiserver_request_duration_seconds Time to answer.\n\
-             # TYPE apiserver_request_duration_seconds histogram\n",
-        );
-        let mut merged: HashMap<String, (u64, f64, [u64; BOUNDS.len()])> = HashMap::new();
-        for (key, series) in requests.iter() {
-            let sum = merged.entry(labels(key)).or_default();
-            sum.0 += series.count;
-            sum.1 += series.seconds;
-            for (a, b) in sum.2.iter_mut().zip(series.buckets) {
-                *a += b;
-            }
-        }
-        for (labels, (count, seconds, buckets)) in merged {
-            let name = "apiserver_request_duration_seconds";
-            let labels = format!("component=\"apiserver\",dry_run=\"\",{labels}");
-            let mut below = 0;
-            for (bound, n) in BOUNDS.iter().zip(buckets) {
-                below += n;
-                let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {below}");
-            }
-            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
-            let _ = writeln!(out, "{name}_sum{{{labels}}} {seconds}");
-            let _ = writeln!(out, "{name}_count{{{labels}}} {count}");
+        for (kind, count) in ["readOnly", "mutating"].iter().zip(&self.at_work) {
+            let count = count.load(Ordering::Relaxed);
+            let _ = writeln!(out, "apiserver_current_inflight_requests{{request_kind=\"{kind}\"}} {count}");
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use apimachinery::object::Encoded;
 use apimachinery::status::Status;
@@ -41,11 +42,19 @@ pub struct Credentials<'a> {
     pub path: &'a str,
 }
 
+/// What the client and the audit log are to be told about how a request proved who it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    pub warnings: Vec<String>,
+    pub annotations: BTreeMap<String, String>,
+}
+
 #[async_trait]
 pub trait Authenticator: Send + Sync + 'static {
     /// `Err` is the 401 to answer. Without credentials the answer is the anonymous user. The caller handles
     /// impersonation headers through [`Authorizer`].
-    async fn authenticate(&self, credentials: Credentials<'_>) -> Result<UserInfo, Status>;
+    async fn authenticate(&self, credentials: Credentials<'_>, notes: &mut Notes)
+    -> Result<UserInfo, Status>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +71,7 @@ pub trait Authorizer: Send + Sync + 'static {
     async fn authorize(&self, user: &UserInfo, request: &RequestInfo) -> Decision;
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     Create,
     Update,
@@ -94,6 +103,8 @@ pub struct AdmissionRequest<'a> {
     pub warnings: &'a mut Vec<String>,
     /// For the audit log.
     pub annotations: &'a mut BTreeMap<String, String>,
+    /// How long webhooks took.
+    pub elsewhere: &'a mut Duration,
 }
 
 #[async_trait]

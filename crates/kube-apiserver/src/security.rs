@@ -139,6 +139,7 @@ pub async fn build(
         clock.clone(),
         config.service_account_issuers.clone(),
         keys.clone(),
+        families,
     ));
     let (issuers, anonymous) = issuers(&config, families, tasks)?;
     let token_webhook = match &config.token_webhook {
@@ -154,7 +155,7 @@ pub async fn build(
         None => None,
     };
     let x509 = match &config.client_ca {
-        Some(ca) => Some(x509::ClientCertificates::new(ca, clock.clone())?),
+        Some(ca) => Some(x509::ClientCertificates::new(ca, clock.clone(), families)?),
         None => None,
     };
     let authenticators = Arc::new(authentication::Chain {
@@ -215,6 +216,7 @@ pub async fn build(
             writer: writer.clone(),
             authorizers: authorizers.clone(),
             clock: clock.clone(),
+            figures: admission::Figures::new(families),
         },
         &config.enable_admission_plugins,
         &config.disable_admission_plugins,
@@ -329,7 +331,7 @@ mod tests {
         let bearer = format!("Bearer {}", answer["status"]["token"].as_str().unwrap());
         headers.insert("authorization", bearer.parse().unwrap());
         let credentials = || Credentials { headers: &headers, peer_certificates: &[], path: "/api" };
-        let user = policy.authenticator.authenticate(credentials()).await.unwrap();
+        let user = policy.authenticator.authenticate(credentials(), &mut Default::default()).await.unwrap();
         assert_eq!(user.name, "system:serviceaccount:kube-system:job-controller");
         let request = |verb: &str, resource: &str| RequestInfo {
             verb: verb.into(),

@@ -48,12 +48,13 @@ impl Server {
         encrypted: Option<Arc<Encrypted>>,
     ) -> Arc<Server> {
         let objects = Arc::new(Access(registry.clone()));
+        let flow_control = FlowControl::new(config.flow_control.clone(), objects, &metrics.families);
         Arc::new(Server {
             registry,
             metrics,
             reading: Arc::new(Semaphore::new(config.flow_control.reading_max as usize)),
             writing: Arc::new(Semaphore::new(config.flow_control.writing_max as usize)),
-            flow_control: FlowControl::new(config.flow_control.clone(), objects),
+            flow_control,
             audit,
             encrypted,
             documents: Documents::default(),

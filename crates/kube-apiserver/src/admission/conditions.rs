@@ -86,10 +86,10 @@ pub(super) fn compile_to(source: &str, environment: &Environment, wanted: &[Type
         return Ok(program);
     }
     match wanted {
-        [only] => Err(format!("must evaluate to {only}")),
+        [only] => Err(format!("must evaluate to {only} but got {output}")),
         many => {
             let names: Vec<String> = many.iter().map(ToString::to_string).collect();
-            Err(format!("must evaluate to one of {names:?}").replace('"', "").replace(", ", " "))
+            Err(format!("must evaluate to one of [{}] but got {output}", names.join(" ")))
         }
     }
 }
@@ -295,7 +295,7 @@ mod tests {
             ("... [] bad expression", Some("compilation failed")),
             ("params.x == 1", Some("undeclared reference to 'params'")),
             ("request.nothing == 1", Some("undefined field 'nothing'")),
-            ("request.name", Some("must evaluate to bool")),
+            ("request.name", Some("must evaluate to bool but got string")),
         ] {
             let mut request = Request::create(group, resource, config(expression));
             let got = request.with(|r| check_configuration(&context, r));

@@ -7,6 +7,7 @@ mod authorizer_value;
 mod certificates;
 mod conditions;
 mod defaults;
+mod figures;
 mod limit_ranger;
 pub mod matching;
 mod namespace_lifecycle;
@@ -22,6 +23,7 @@ pub mod webhooks;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use apimachinery::clock::Clock;
 use apimachinery::status::Status;
@@ -31,6 +33,9 @@ use serde_json::{Map, Value};
 use crate::authorization;
 use crate::seams::{Admission, AdmissionRequest, Objects, Operation, Writer};
 use crate::security::failure;
+use figures::Step;
+
+pub use figures::Figures;
 
 /// What plugins may look at.
 pub struct Context {
@@ -38,33 +43,39 @@ pub struct Context {
     pub writer: Arc<dyn Writer>,
     pub authorizers: Arc<authorization::Chain>,
     pub clock: Clock,
+    pub figures: Figures,
 }
 
 type Plugin = fn(&Context, &mut AdmissionRequest<'_>) -> Result<(), Status>;
 
-/// Plugins by upstream's name, in upstream's order.
-const MUTATING: &[(&str, Plugin)] = &[
-    ("NodeRestriction", node_restriction::admit),
-    ("TaintNodesByCondition", defaults::taint_new_nodes),
-    ("Priority", priority::admit),
-    ("DefaultTolerationSeconds", defaults::toleration_seconds),
-    ("DefaultStorageClass", defaults::storage_class),
-    ("StorageObjectInUseProtection", defaults::protection_finalizers),
-    ("RuntimeClass", defaults::runtime_class),
-    ("DefaultIngressClass", defaults::ingress_class),
-    ("PodTopologyLabels", defaults::topology_labels),
+const WRITES: &[Operation] = &[Operation::Create, Operation::Update];
+const CREATES: &[Operation] = &[Operation::Create];
+const UPDATES: &[Operation] = &[Operation::Update];
+const CHANGES: &[Operation] = &[Operation::Create, Operation::Update, Operation::Delete];
+
+/// Plugins by upstream's name, in upstream's order, with the operations they are for.
+const MUTATING: &[(&str, &[Operation], Plugin)] = &[
+    ("NodeRestriction", CHANGES, node_restriction::admit),
+    ("TaintNodesByCondition", CREATES, defaults::taint_new_nodes),
+    ("Priority", WRITES, priority::admit),
+    ("DefaultTolerationSeconds", WRITES, defaults::toleration_seconds),
+    ("DefaultStorageClass", CREATES, defaults::storage_class),
+    ("StorageObjectInUseProtection", CREATES, defaults::protection_finalizers),
+    ("RuntimeClass", CREATES, defaults::runtime_class),
+    ("DefaultIngressClass", CREATES, defaults::ingress_class),
+    ("PodTopologyLabels", CREATES, defaults::topology_labels),
 ];
 
-const VALIDATING: &[(&str, Plugin)] = &[
-    ("LimitRanger", limit_ranger::validate),
-    ("PodSecurity", pod_security::validate),
-    ("Priority", priority::validate),
-    ("OwnerReferencesPermissionEnforcement", owner_references::validate),
-    ("PersistentVolumeClaimResize", defaults::claim_resize),
-    ("CertificateApproval", certificates::approval),
-    ("CertificateSigning", certificates::signing),
-    ("ClusterTrustBundleAttest", certificates::attest),
-    ("CertificateSubjectRestriction", certificates::subject_restriction),
+const VALIDATING: &[(&str, &[Operation], Plugin)] = &[
+    ("LimitRanger", WRITES, limit_ranger::validate),
+    ("PodSecurity", WRITES, pod_security::validate),
+    ("Priority", WRITES, priority::validate),
+    ("OwnerReferencesPermissionEnforcement", WRITES, owner_references::validate),
+    ("PersistentVolumeClaimResize", UPDATES, defaults::claim_resize),
+    ("CertificateApproval", UPDATES, certificates::approval),
+    ("CertificateSigning", UPDATES, certificates::signing),
+    ("ClusterTrustBundleAttest", WRITES, certificates::attest),
+    ("CertificateSubjectRestriction", CREATES, certificates::subject_restriction),
 ];
 
 /// Plugins that run unless they are disabled.
@@ -123,40 +134,86 @@ impl Chain {
     }
 
     fn mutating_policies(&self, request: &mut AdmissionRequest<'_>, second: bool) -> Result<bool, Status> {
-        if !self.on("MutatingAdmissionPolicy") {
+        const NAME: &str = "MutatingAdmissionPolicy";
+        if !self.on(NAME) {
             return Ok(false);
         }
-        self.policies.mutate(&self.context, request, second)
+        let began = Instant::now();
+        let outcome = self.policies.mutate(&self.context, request, second);
+        self.took(NAME, Step::Admit, request.operation, &outcome, began);
+        outcome
     }
 
     /// The plugins that change objects by themselves.
     async fn fill_in(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
-        if self.on("LimitRanger") {
-            limit_ranger::admit(&self.context, request)?;
+        self.run(Step::Admit, &[("LimitRanger", WRITES, limit_ranger::admit)], request)?;
+        if self.on("ServiceAccount") && WRITES.contains(&request.operation) {
+            let began = Instant::now();
+            let outcome = service_account::admit(&self.context, request).await;
+            self.took("ServiceAccount", Step::Admit, request.operation, &outcome, began);
+            outcome?;
         }
-        if self.on("ServiceAccount") {
-            service_account::admit(&self.context, request).await?;
-        }
-        self.run(MUTATING, request)
+        self.run(Step::Admit, MUTATING, request)
     }
 
-    fn run(&self, plugins: &[(&str, Plugin)], request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
-        plugins.iter().filter(|(name, _)| self.on(name)).try_for_each(|(_, p)| p(&self.context, request))
+    fn run(
+        &self,
+        step: Step,
+        plugins: &[(&'static str, &[Operation], Plugin)],
+        request: &mut AdmissionRequest<'_>,
+    ) -> Result<(), Status> {
+        let operation = request.operation;
+        for (name, operations, plugin) in plugins {
+            if !operations.contains(&operation) || !self.on(name) {
+                continue;
+            }
+            let began = Instant::now();
+            let outcome = plugin(&self.context, request);
+            self.took(name, step, operation, &outcome, began);
+            outcome?;
+        }
+        Ok(())
     }
-}
 
-#[async_trait]
-impl Admission for Chain {
-    async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
-        if self.on("NamespaceLifecycle") {
-            namespace_lifecycle::admit(&self.context, request).await?;
+    fn took<T>(
+        &self,
+        plugin: &'static str,
+        step: Step,
+        operation: Operation,
+        outcome: &Result<T, Status>,
+        began: Instant,
+    ) {
+        self.context.figures.plugin(plugin, step, operation, outcome.is_err(), began.elapsed());
+    }
+
+    async fn mutating_webhooks(
+        &self,
+        request: &mut AdmissionRequest<'_>,
+        round: &mut webhooks::Round,
+        second: bool,
+    ) -> Result<(), Status> {
+        const NAME: &str = "MutatingAdmissionWebhook";
+        if !self.on(NAME) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let outcome = self.webhooks.mutate(&self.context, request, round, second).await;
+        self.took(NAME, Step::Admit, request.operation, &outcome, began);
+        outcome
+    }
+
+    async fn change(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        let operation = request.operation;
+        if self.on("NamespaceLifecycle") && CHANGES.contains(&operation) {
+            let began = Instant::now();
+            let outcome = namespace_lifecycle::admit(&self.context, request).await;
+            self.took("NamespaceLifecycle", Step::Admit, operation, &outcome, began);
+            outcome?;
         }
         self.fill_in(request).await?;
         let by_policy = self.mutating_policies(request, false)?;
         let mut round = webhooks::Round::default();
-        if self.on("MutatingAdmissionWebhook") {
-            self.webhooks.mutate(&self.context, request, &mut round, false).await?;
-        }
+        self.mutating_webhooks(request, &mut round, false).await?;
         if !by_policy && !round.changed {
             return Ok(());
         }
@@ -168,10 +225,45 @@ impl Admission for Chain {
         if *request.object != before {
             round.plugins_changed();
         }
-        if self.on("MutatingAdmissionWebhook") {
-            self.webhooks.mutate(&self.context, request, &mut round, true).await?;
+        self.mutating_webhooks(request, &mut round, true).await
+    }
+
+    async fn check(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        let operation = request.operation;
+        conditions::check_configuration(&self.context, request)?;
+        authorization::escalation::check(&self.context.authorizers, request)?;
+        let account: Plugin = |_, request| service_account::validate(request);
+        self.run(Step::Validate, &[("ServiceAccount", WRITES, account)], request)?;
+        self.run(Step::Validate, VALIDATING, request)?;
+        if self.on("ValidatingAdmissionPolicy") {
+            let began = Instant::now();
+            let outcome = self.policies.validate(&self.context, request);
+            self.took("ValidatingAdmissionPolicy", Step::Validate, operation, &outcome, began);
+            outcome?;
+        }
+        if self.on("ValidatingAdmissionWebhook") {
+            let began = Instant::now();
+            let outcome = self.webhooks.validate(&self.context, request).await;
+            self.took("ValidatingAdmissionWebhook", Step::Validate, operation, &outcome, began);
+            outcome?;
+        }
+        if self.on("ResourceQuota") && WRITES.contains(&operation) {
+            let began = Instant::now();
+            let outcome = self.quotas.validate(&self.context, request).await;
+            self.took("ResourceQuota", Step::Validate, operation, &outcome, began);
+            outcome?;
         }
         Ok(())
+    }
+}
+
+#[async_trait]
+impl Admission for Chain {
+    async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        let began = Instant::now();
+        let outcome = self.change(request).await;
+        self.context.figures.step(Step::Admit, request.operation, outcome.is_err(), began.elapsed());
+        outcome
     }
 
     fn shows_objects(&self) -> bool {
@@ -179,22 +271,10 @@ impl Admission for Chain {
     }
 
     async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
-        conditions::check_configuration(&self.context, request)?;
-        authorization::escalation::check(&self.context.authorizers, request)?;
-        if self.on("ServiceAccount") {
-            service_account::validate(request)?;
-        }
-        self.run(VALIDATING, request)?;
-        if self.on("ValidatingAdmissionPolicy") {
-            self.policies.validate(&self.context, request)?;
-        }
-        if self.on("ValidatingAdmissionWebhook") {
-            self.webhooks.validate(&self.context, request).await?;
-        }
-        if self.on("ResourceQuota") {
-            self.quotas.validate(&self.context, request).await?;
-        }
-        Ok(())
+        let began = Instant::now();
+        let outcome = self.check(request).await;
+        self.context.figures.step(Step::Validate, request.operation, outcome.is_err(), began.elapsed());
+        outcome
     }
 }
 
@@ -274,6 +354,7 @@ pub(crate) mod testing {
             writer: objects.clone(),
             authorizers: Arc::new(authorizers),
             clock: Clock::system(),
+            figures: Figures::new(&Default::default()),
         }
     }
 
@@ -289,6 +370,7 @@ pub(crate) mod testing {
         pub warnings: Vec<String>,
         pub annotations: std::collections::BTreeMap<String, String>,
         pub options: Value,
+        pub elsewhere: std::time::Duration,
     }
 
     impl Request {
@@ -304,6 +386,7 @@ pub(crate) mod testing {
                 warnings: vec![],
                 annotations: Default::default(),
                 options: Value::Null,
+                elsewhere: Default::default(),
             }
         }
 
@@ -332,6 +415,7 @@ pub(crate) mod testing {
                 old_object: self.old.as_ref(),
                 warnings: &mut self.warnings,
                 annotations: &mut self.annotations,
+                elsewhere: &mut self.elsewhere,
             })
         }
     }

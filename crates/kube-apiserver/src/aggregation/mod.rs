@@ -194,19 +194,25 @@ impl Aggregator {
                     available: false,
                     local: false,
                 };
-                let result = self.resources(objects, spec, &version).await;
+                let result = match absence(objects, &spec["service"]) {
+                    Some((reason, why)) => Err((reason, why)),
+                    None => {
+                        let found = self.resources(objects, spec, &version).await;
+                        found.map_err(|why| ("FailedDiscoveryCheck", why))
+                    }
+                };
                 let verdict = match result {
                     Ok(resources) => {
                         version.resources = resources;
                         version.available = true;
                         ("True", "Passed", "all checks passed".to_owned())
                     }
-                    Err(why) => {
+                    Err((reason, why)) => {
                         // What was known stays listed, as stale.
                         let known =
                             before.iter().find(|v| v.group == version.group && v.version == version.version);
                         version.resources = known.map(|v| v.resources.clone()).unwrap_or_default();
-                        ("False", "FailedDiscoveryCheck", why)
+                        ("False", reason, why)
                     }
                 };
                 found.push(version);
@@ -268,6 +274,45 @@ impl Aggregator {
 }
 
 /// Makes the APIServices of the groups this server serves itself.
+/// What is missing of the service an extension server is reached by: why nobody need ask it.
+fn absence(objects: &dyn Objects, reference: &Value) -> Option<(&'static str, String)> {
+    let text = |field: &str| reference[field].as_str().unwrap_or_default();
+    let (namespace, name) = (text("namespace"), text("name"));
+    let said = format!("service/{name} in {namespace:?}");
+    let service = objects.get("", "services", namespace, name).and_then(|o| o.to_value().ok());
+    let Some(service) = service else { return Some(("ServiceNotFound", format!("{said} is not present"))) };
+    if service["spec"]["type"].as_str().is_some_and(|kind| kind != "ClusterIP") {
+        return None;
+    }
+    let port = reference["port"].as_u64().unwrap_or(443);
+    let ports = service["spec"]["ports"].as_array().map_or(&[][..], Vec::as_slice);
+    let Some(listening) = ports.iter().find(|p| p["port"] == port) else {
+        return Some(("ServicePortError", format!("{said} is not listening on port {port}")));
+    };
+    let port_name = listening["name"].as_str().unwrap_or_default();
+    let slices: Vec<Value> = objects
+        .list("discovery.k8s.io", "endpointslices", Some(namespace))
+        .iter()
+        .filter(|o| o.attributes.label("kubernetes.io/service-name") == Some(name))
+        .filter_map(|o| o.to_value().ok())
+        .collect();
+    if slices.is_empty() {
+        return Some(("EndpointsNotFound", format!("cannot find endpointslices for {said}")));
+    }
+    let items = |value: &Value, field: &str| value[field].as_array().cloned().unwrap_or_default();
+    let serves = |slice: &Value| {
+        items(slice, "endpoints").iter().any(|e| e["conditions"]["ready"] != false)
+            && items(slice, "ports")
+                .iter()
+                .any(|p| p["name"].as_str().unwrap_or_default() == port_name && p["port"].is_u64())
+    };
+    if slices.iter().any(serves) {
+        return None;
+    }
+    let why = format!("endpointslices for {said} have no addresses with port name {port_name:?}");
+    Some(("MissingEndpoints", why))
+}
+
 async fn register_local(objects: &dyn Objects, writer: &dyn Writer, local: Vec<(String, String)>) {
     for (group, version) in local {
         let name = format!("{version}.{group}");
@@ -493,6 +538,33 @@ mod tests {
             json!({"group": "w.example.com", "version": "v1", "kind": "Flunder"})
         );
         assert!(group_value(&known, "missing").is_none());
+    }
+
+    #[test]
+    fn what_is_missing_of_a_service() {
+        let objects = crate::security::testing::FakeObjects::default();
+        let reference = json!({"namespace": "n", "name": "s", "port": 443});
+        let why = |objects: &crate::security::testing::FakeObjects| absence(objects, &reference);
+        let of = |reason: &'static str, why: &str| Some((reason, why.to_owned()));
+        assert_eq!(why(&objects), of("ServiceNotFound", "service/s in \"n\" is not present"));
+        let service = |port: u64| {
+            json!({"metadata": {"namespace": "n", "name": "s"},
+                "spec": {"type": "ClusterIP", "ports": [{"name": "web", "port": port}]}})
+        };
+        objects.put("", "services", service(80));
+        assert_eq!(why(&objects), of("ServicePortError", "service/s in \"n\" is not listening on port 443"));
+        objects.put("", "services", service(443));
+        let none = "cannot find endpointslices for service/s in \"n\"";
+        assert_eq!(why(&objects), of("EndpointsNotFound", none));
+        let slice = |name: &str| {
+            json!({"metadata": {"namespace": "n", "name": "s-1", "labels": {"kubernetes.io/service-name": "s"}},
+                "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"name": name, "port": 8443}]})
+        };
+        objects.put("discovery.k8s.io", "endpointslices", slice("other"));
+        let missing = "endpointslices for service/s in \"n\" have no addresses with port name \"web\"";
+        assert_eq!(why(&objects), of("MissingEndpoints", missing));
+        objects.put("discovery.k8s.io", "endpointslices", slice("web"));
+        assert_eq!(why(&objects), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::FutureExt;
 
-use crate::seams::{Authenticator, Credentials};
+use crate::seams::{Authenticator, Credentials, Notes};
 use crate::security::failure;
 use token_cache::{Outcome, TokenCache};
 
@@ -48,6 +48,7 @@ impl Chain {
         &self,
         token: &str,
         audiences: &[String],
+        notes: &mut Notes,
     ) -> Result<(UserInfo, Vec<String>), String> {
         // Tokens that know no audience are good for this server alone.
         let own: Vec<String> = audiences.iter().filter(|a| self.audiences.contains(a)).cloned().collect();
@@ -66,12 +67,13 @@ impl Chain {
                 None
             }
         };
-        if let Some(found) = self.legacy_tokens.as_ref().and_then(|l| take(l.authenticate(token, audiences)))
+        if let Some(found) =
+            self.legacy_tokens.as_ref().and_then(|l| take(l.authenticate(token, audiences, notes)))
         {
             return Ok(found);
         }
         if let Some(found) =
-            self.service_accounts.as_ref().and_then(|s| take(s.authenticate(token, audiences)))
+            self.service_accounts.as_ref().and_then(|s| take(s.authenticate(token, audiences, notes)))
         {
             return Ok(found);
         }
@@ -130,7 +132,11 @@ pub fn authenticated(mut user: UserInfo) -> UserInfo {
 
 #[async_trait]
 impl Authenticator for Chain {
-    async fn authenticate(&self, credentials: Credentials<'_>) -> Result<UserInfo, Status> {
+    async fn authenticate(
+        &self,
+        credentials: Credentials<'_>,
+        notes: &mut Notes,
+    ) -> Result<UserInfo, Status> {
         let mut rejected = false;
         if let Some(request_header) = &self.request_header {
             match request_header.user(&credentials) {
@@ -151,7 +157,7 @@ impl Authenticator for Chain {
             }
         }
         if let Some(token) = bearer_token(credentials.headers) {
-            return match self.authenticate_token(&token, &self.audiences).await {
+            return match self.authenticate_token(&token, &self.audiences, notes).await {
                 Ok((user, _)) => Ok(authenticated(user)),
                 Err(why) => {
                     tracing::debug!(%why, "Unable to authenticate the request");

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use apimachinery::clock::Clock;
 use apimachinery::user::UserInfo;
@@ -9,7 +10,8 @@ use parking_lot::Mutex;
 use sha2::Digest as _;
 
 use super::token_cache::Outcome;
-use crate::seams::Objects;
+use crate::metrics::Families;
+use crate::seams::{Notes, Objects};
 use crate::tokens::claims::Reference;
 use crate::tokens::{Claims, KeySet};
 
@@ -24,6 +26,8 @@ pub struct ServiceAccounts {
     issuers: Vec<String>,
     keys: KeySet,
     verified: Mutex<HashMap<[u8; 32], Arc<Claims>>>,
+    valid: Arc<AtomicU64>,
+    stale: Arc<AtomicU64>,
 }
 
 impl ServiceAccounts {
@@ -32,12 +36,28 @@ impl ServiceAccounts {
         clock: Clock,
         issuers: Vec<String>,
         keys: KeySet,
+        families: &Families,
     ) -> ServiceAccounts {
-        ServiceAccounts { objects, clock, issuers, keys, verified: Mutex::default() }
+        let counter = |name, help| families.counter(name, help, &[]).cell(&[]);
+        ServiceAccounts {
+            objects,
+            clock,
+            issuers,
+            keys,
+            verified: Mutex::default(),
+            valid: counter(
+                "serviceaccount_valid_tokens_total",
+                "[ALPHA] Uses of tokens that are not due to be replaced.",
+            ),
+            stale: counter(
+                "serviceaccount_stale_tokens_total",
+                "[ALPHA] Uses of tokens that should have been replaced already.",
+            ),
+        }
     }
 
     /// The account a token is for and those of `audiences` it is good for; `None` for tokens of other issuers.
-    pub fn authenticate(&self, token: &str, audiences: &[String]) -> Outcome {
+    pub fn authenticate(&self, token: &str, audiences: &[String], notes: &mut Notes) -> Outcome {
         let digest: [u8; 32] = sha2::Sha256::digest(token.as_bytes()).into();
         let known = self.verified.lock().get(&digest).cloned();
         let claims = match known {
@@ -61,7 +81,9 @@ impl ServiceAccounts {
                 quoted(audiences)
             ));
         }
-        Ok(Some((self.check(&claims)?, matching)))
+        let user = self.check(&claims)?;
+        self.note_age(&claims, notes);
+        Ok(Some((user, matching)))
     }
 
     fn check(&self, claims: &Claims) -> Result<UserInfo, String> {
@@ -73,6 +95,19 @@ impl ServiceAccounts {
             return Err("service account token is not valid yet".to_owned());
         }
         self.account(claims, now).ok_or_else(|| "service account token has been invalidated".to_owned())
+    }
+
+    /// Tells the audit log of a token that should have been replaced.
+    fn note_age(&self, claims: &Claims, notes: &mut Notes) {
+        let Some(warn_after) = claims.kubernetes.warnafter.filter(|w| *w != 0) else { return };
+        let late = self.clock.now().as_second() - warn_after;
+        if late <= 0 {
+            self.valid.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.stale.fetch_add(1, Ordering::Relaxed);
+        let said = format!("subject: {}, seconds after warning threshold: {late}", claims.sub);
+        notes.annotations.insert("authentication.k8s.io/stale-token".to_owned(), said);
     }
 
     /// The account, if it and all that the token is bound to are there still.
@@ -164,7 +199,7 @@ mod tests {
             expiration_seconds_max: None,
             extend_expiration: true,
         };
-        (issuer, ServiceAccounts::new(objects, clock, names, keys))
+        (issuer, ServiceAccounts::new(objects, clock, names, keys, &Families::default()))
     }
 
     #[test]
@@ -183,22 +218,24 @@ mod tests {
 
         let answer = issue(json!({})).unwrap();
         assert_eq!(answer["status"]["expirationTimestamp"], "2030-01-01T01:00:00Z");
-        let (user, _) = accounts.authenticate(&token(&answer), &own).unwrap().unwrap();
+        let (user, _) = accounts.authenticate(&token(&answer), &own, &mut Notes::default()).unwrap().unwrap();
         assert_eq!(user.name, "system:serviceaccount:a:default");
         assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:a"]);
 
         let foreign = issue(json!({"audiences": ["vault"]})).unwrap();
-        assert!(accounts.authenticate(&token(&foreign), &own).is_err());
-        assert!(accounts.authenticate(&token(&foreign), &["vault".to_owned()]).is_ok());
+        assert!(accounts.authenticate(&token(&foreign), &own, &mut Notes::default()).is_err());
+        assert!(
+            accounts.authenticate(&token(&foreign), &["vault".to_owned()], &mut Notes::default()).is_ok()
+        );
 
         let bound = json!({"expirationSeconds": 3607,
                            "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "uid-p"}});
         let bound = token(&issue(bound).unwrap());
-        let (user, _) = accounts.authenticate(&bound, &own).unwrap().unwrap();
+        let (user, _) = accounts.authenticate(&bound, &own, &mut Notes::default()).unwrap().unwrap();
         assert_eq!(user.extra["authentication.kubernetes.io/pod-name"], ["p"]);
         assert_eq!(user.extra["authentication.kubernetes.io/node-uid"], ["uid-n1"]);
         objects.put("", "pods", json!({"metadata": {"namespace": "a", "name": "p", "uid": "another"}}));
-        let gone = accounts.authenticate(&bound, &own).unwrap_err();
+        let gone = accounts.authenticate(&bound, &own, &mut Notes::default()).unwrap_err();
         assert_eq!(gone, "service account token has been invalidated", "bound to the pod that is gone");
 
         for (spec, code) in [
@@ -211,7 +248,7 @@ mod tests {
         }
         let mut forged = token(&answer);
         forged.pop();
-        assert_eq!(accounts.authenticate(&forged, &own), Ok(None));
-        assert_eq!(accounts.authenticate("a.e30.b", &own), Ok(None));
+        assert_eq!(accounts.authenticate(&forged, &own, &mut Notes::default()), Ok(None));
+        assert_eq!(accounts.authenticate("a.e30.b", &own, &mut Notes::default()), Ok(None));
     }
 }

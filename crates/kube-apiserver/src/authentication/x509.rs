@@ -13,6 +13,8 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::metrics::{Families, Timer};
+
 /// How many verified leaves are remembered; the whole memory is dropped when it is full.
 const REMEMBERED_MAX: usize = 4096;
 const UID_OID: &str = "1.3.6.1.4.1.57683.2";
@@ -62,11 +64,25 @@ pub struct ClientCertificates {
     verifier: Verifier,
     clock: Clock,
     remembered: Mutex<HashMap<[u8; 32], Remembered>>,
+    left: Arc<Timer>,
 }
 
+/// Upper bounds in seconds: from half an hour to a year.
+const LEFT: &[f64] = &[
+    0.0, 1800.0, 3600.0, 7200.0, 21600.0, 43200.0, 86400.0, 172800.0, 345600.0, 604800.0, 2592000.0,
+    7776000.0, 15552000.0, 31104000.0,
+];
+
 impl ClientCertificates {
-    pub fn new(ca_pem: &[u8], clock: Clock) -> anyhow::Result<ClientCertificates> {
-        Ok(ClientCertificates { verifier: Verifier::new(ca_pem)?, clock, remembered: Mutex::default() })
+    pub fn new(ca_pem: &[u8], clock: Clock, families: &Families) -> anyhow::Result<ClientCertificates> {
+        let left = families.histogram(
+            "apiserver_client_certificate_expiration_seconds",
+            "[ALPHA] Seconds that certificates which requests came with are still good for.",
+            &[],
+            LEFT,
+        );
+        let left = left.timer(&[]);
+        Ok(ClientCertificates { verifier: Verifier::new(ca_pem)?, clock, remembered: Mutex::default(), left })
     }
 
     pub fn user(&self, chain: &[Vec<u8>]) -> Result<UserInfo, String> {
@@ -76,16 +92,24 @@ impl ClientCertificates {
         if let Some(known) = self.remembered.lock().get(&fingerprint)
             && now < known.expires
         {
+            self.tell(known.expires - now);
             return Ok(known.user.clone());
         }
         self.verifier.verify(chain, &self.clock)?;
         let (user, expires) = read(leaf, &fingerprint)?;
+        self.tell(expires - now);
         let mut remembered = self.remembered.lock();
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();
         }
         remembered.insert(fingerprint, Remembered { user: user.clone(), expires });
         Ok(user)
+    }
+}
+
+impl ClientCertificates {
+    fn tell(&self, seconds_left: i64) {
+        self.left.took(std::time::Duration::from_secs(seconds_left.max(0).unsigned_abs()));
     }
 }
 
@@ -152,7 +176,8 @@ mod tests {
     #[test]
     fn reads_the_subject_of_trusted_certificates_only() {
         let (pem, issuer) = ca();
-        let certificates = ClientCertificates::new(pem.as_bytes(), Clock::system()).unwrap();
+        let certificates =
+            ClientCertificates::new(pem.as_bytes(), Clock::system(), &Families::default()).unwrap();
         for _ in 0..2 {
             let user = certificates.user(&[leaf(&issuer)]).unwrap();
             assert_eq!((user.name.as_str(), user.groups), ("alice", vec!["dev".to_owned()]));

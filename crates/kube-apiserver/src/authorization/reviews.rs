@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::{Chain, Verdict};
 use crate::authentication;
 use crate::metrics::Families;
-use crate::seams::{Impersonated, RequestInfo, Reviews};
+use crate::seams::{Impersonated, Notes, RequestInfo, Reviews};
 use crate::security::failure;
 use crate::tokens::Issuer;
 
@@ -97,31 +97,46 @@ fn selector(value: &Value) -> Option<String> {
     Some(parts.join(","))
 }
 
-fn spec_problem(resource: &str, spec: &Value) -> Option<(&'static str, String)> {
+/// The attributes of a path as upstream shows them.
+fn shown_path(attributes: &Value) -> Value {
+    json!({"Path": text(&attributes["path"]), "Verb": text(&attributes["verb"])})
+}
+
+/// What is wrong with what is asked; `namespace` is that of the request's path.
+fn spec_problems(resource: &str, spec: &Value, namespace: &str) -> Vec<FieldError> {
+    let path = Path::new("spec");
+    let (of_resource, of_path) = (path.child("resourceAttributes"), path.child("nonResourceAttributes"));
     let (has_resource, has_path) =
         (spec["resourceAttributes"].is_object(), spec["nonResourceAttributes"].is_object());
+    let mut errors = Vec::new();
     if has_resource && has_path {
-        return Some((
-            "spec.nonResourceAttributes",
-            "Invalid value: cannot be specified in combination with resourceAttributes".into(),
-        ));
+        let why = "cannot be specified in combination with resourceAttributes";
+        errors.push(FieldError::invalid(&of_path, shown_path(&spec["nonResourceAttributes"]), why));
     }
     if !has_resource && !has_path {
-        return Some((
-            "spec.resourceAttributes",
-            "Invalid value: exactly one of nonResourceAttributes or resourceAttributes must be specified"
-                .into(),
-        ));
+        let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+        errors.push(FieldError::invalid(&of_resource, Value::Null, why));
     }
     let anonymous =
         spec["user"].as_str().unwrap_or_default().is_empty() && strings(&spec["groups"]).is_empty();
     if resource != "selfsubjectaccessreviews" && anonymous {
-        return Some((
-            "spec.user",
-            "Invalid value: \"\": at least one of user or group must be specified".into(),
-        ));
+        let why = "at least one of user or group must be specified";
+        errors.push(FieldError::invalid(&path.child("user"), "", why));
     }
-    None
+    errors.extend(selector_problems(&spec["resourceAttributes"]));
+    if resource != "localsubjectaccessreviews" {
+        return errors;
+    }
+    let named = text(&spec["resourceAttributes"]["namespace"]);
+    if has_resource && named != namespace {
+        let why = "must match metadata.namespace";
+        errors.push(FieldError::invalid(&of_resource.child("namespace"), named, why));
+    }
+    if has_path {
+        let why = "disallowed on this kind of request";
+        errors.push(FieldError::invalid(&of_path, shown_path(&spec["nonResourceAttributes"]), why));
+    }
+    errors
 }
 
 /// What is wrong with the selectors of a spec.
@@ -207,32 +222,16 @@ impl Answers {
         object: &mut Value,
         ns: &str,
     ) -> Result<(), Status> {
-        let kind = match resource {
-            "subjectaccessreviews" => "SubjectAccessReview",
-            "localsubjectaccessreviews" => "LocalSubjectAccessReview",
-            _ => "SelfSubjectAccessReview",
-        };
-        if let Some((field, message)) = spec_problem(resource, &object["spec"]) {
-            return Err(failure::invalid_cause(
-                AUTHORIZATION,
-                kind,
-                "",
-                "FieldValueInvalid",
-                field,
-                &message,
-            ));
-        }
-        let errors = selector_problems(&object["spec"]["resourceAttributes"]);
+        let errors = spec_problems(resource, &object["spec"], ns);
         if !errors.is_empty() {
-            return Err(Status::invalid(kind, AUTHORIZATION, "", errors));
+            // Upstream does not say of what kind.
+            return Err(Status::invalid("", AUTHORIZATION, "", errors));
+        }
+        if resource == "localsubjectaccessreviews" {
+            object["metadata"]["namespace"] = json!(ns);
         }
         let spec = &object["spec"];
         let request = described(spec);
-        if resource == "localsubjectaccessreviews" && request.namespace != ns {
-            return Err(failure::bad_request(format!(
-                "spec.resourceAttributes.namespace must match namespace: {ns}"
-            )));
-        }
         let subject = if resource == "selfsubjectaccessreviews" {
             user.clone()
         } else {
@@ -298,13 +297,14 @@ impl Answers {
         }
         let asked = strings(&spec["audiences"]);
         let audiences = if asked.is_empty() { self.issuer.audiences.clone() } else { asked.clone() };
-        object["status"] = match self.authenticators.authenticate_token(&token, &audiences).await {
-            Ok((user, good_for)) => {
-                let user = authentication::authenticated(user);
-                json!({"authenticated": true, "user": user_json(&user), "audiences": good_for})
-            }
-            Err(why) => json!({"user": {}, "error": why}),
-        };
+        object["status"] =
+            match self.authenticators.authenticate_token(&token, &audiences, &mut Notes::default()).await {
+                Ok((user, good_for)) => {
+                    let user = authentication::authenticated(user);
+                    json!({"authenticated": true, "user": user_json(&user), "audiences": good_for})
+                }
+                Err(why) => json!({"user": {}, "error": why}),
+            };
         Ok(())
     }
 }

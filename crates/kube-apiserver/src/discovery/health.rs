@@ -165,22 +165,58 @@ fn observe(server: &Server, endpoint: &str, name: &str, well: bool) {
 
 /// Figures about stored objects, for `/metrics`.
 pub fn render(server: &Server, out: &mut String) {
-    out.push_str("# HELP apiserver_resource_objects Objects in the watch cache.\n# TYPE apiserver_resource_objects gauge\n");
-    for entry in server.registry.table.load().entries() {
-        if let Some(cache) = &entry.cache {
-            let _ = writeln!(
-                out,
-                "apiserver_resource_objects{{group={:?},resource={:?}}} {}",
-                entry.group,
-                entry.resource,
-                cache.len()
-            );
+    let table = server.registry.table.load();
+    let mut counted: Vec<(&str, &str, usize)> = table
+        .entries()
+        .filter_map(|e| Some((e.group.as_str(), e.resource.as_str(), e.cache.as_ref()?.len())))
+        .collect();
+    counted.sort_unstable();
+    // What is served in several versions is kept once.
+    counted.dedup_by_key(|(group, resource, _)| (*group, *resource));
+    let revision = server.registry.cache.revision() % 1_000_000_000_000_000;
+    let families: [(&str, &str, &dyn Fn(usize) -> u64); 3] = [
+        ("apiserver_resource_objects", "Objects that are stored, by resource.", &|n| n as u64),
+        (
+            "apiserver_watch_cache_resource_version",
+            "Resource version that the watch cache has reached; the last 15 digits.",
+            &|_| revision,
+        ),
+        ("watch_cache_capacity", "Events that the watch cache keeps at most.", &|_| {
+            crate::cache::resource::RING_EVENTS_MAX as u64
+        }),
+    ];
+    for (name, help, value) in families {
+        let _ = writeln!(out, "# HELP {name} [ALPHA] {help}\n# TYPE {name} gauge");
+        for (group, resource, objects) in &counted {
+            let _ = writeln!(out, "{name}{{group={group:?},resource={resource:?}}} {}", value(*objects));
         }
     }
+    let name = "apiserver_storage_objects";
+    let help = "[STABLE] (Deprecated since 1.34.0) Objects that are stored; see apiserver_resource_objects.";
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge");
+    for (group, resource, objects) in &counted {
+        let dot = if group.is_empty() { "" } else { "." };
+        let _ = writeln!(out, "{name}{{resource=\"{resource}{dot}{group}\"}} {objects}");
+    }
+    let name = "kubernetes_build_info";
+    let version = super::version();
+    let labels: Vec<String> = [
+        ("build_date", "buildDate"),
+        ("compiler", "compiler"),
+        ("git_commit", "gitCommit"),
+        ("git_tree_state", "gitTreeState"),
+        ("git_version", "gitVersion"),
+        ("go_version", "goVersion"),
+        ("major", "major"),
+        ("minor", "minor"),
+        ("platform", "platform"),
+    ]
+    .iter()
+    .map(|(label, field)| format!("{label}={}", version[field]))
+    .collect();
     let _ = writeln!(
         out,
-        "# HELP apiserver_storage_revision Revision the watch cache has reached.\n\
-         # TYPE apiserver_storage_revision gauge\napiserver_storage_revision {}",
-        server.registry.cache.revision()
+        "# HELP {name} [ALPHA] Always 1; the labels say what was built.\n# TYPE {name} gauge\n{name}{{{}}} 1",
+        labels.join(",")
     );
 }

@@ -112,8 +112,14 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
         ["apis", group] => groups::group(server, call, group),
         ["apis", group, version] => groups::version(server, call, group, version),
         ["openapi", "v2"] => openapi::v2(server, call),
-        ["openapi", "v3"] => Ok(openapi::index(server)),
-        ["openapi", "v3", rest @ ..] => openapi::v3(server, call, rest),
+        ["openapi", "v3"] => {
+            call.routed = true;
+            Ok(openapi::index(server))
+        }
+        ["openapi", "v3", rest @ ..] => {
+            call.routed = true;
+            openapi::v3(server, call, rest)
+        }
         ["version"] => {
             let accept = negotiation::Accept { pretty: true, encoding: Encoding::Json, ..Default::default() };
             Ok(respond::value(StatusCode::OK, &version(), accept))
@@ -123,13 +129,22 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
                 Some(encrypted) => encrypted.health().await,
                 None => None,
             };
+            call.routed = rest.is_empty();
             Ok(health::serve(server, call, parts[0], rest, plugins))
         }
-        ["statusz"] => zpages::statusz(server, call, &paths(server)),
-        ["flagz"] => zpages::flagz(server, call),
+        ["statusz"] => {
+            call.routed = true;
+            zpages::statusz(server, call, &paths(server))
+        }
+        ["flagz"] => {
+            call.routed = true;
+            zpages::flagz(server, call)
+        }
         ["metrics"] | ["metrics", "slis"] if call.method == Method::DELETE => {
-            let families = if parts.len() == 1 { &server.metrics.families } else { &server.metrics.health };
-            families.reset();
+            match parts.len() {
+                1 => server.metrics.reset(),
+                _ => server.metrics.health.reset(),
+            }
             Ok(respond::text(StatusCode::OK, "metrics reset\n"))
         }
         ["metrics"] => {

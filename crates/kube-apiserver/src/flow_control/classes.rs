@@ -120,6 +120,11 @@ impl Classes {
         Classes { all, levels: read }
     }
 
+    /// The names of the schemas and of their levels.
+    pub fn names(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.all.iter().map(|class| (class.name.as_str(), class.level.as_str()))
+    }
+
     /// The first schema that matches the request.
     pub fn classify(&self, user: &UserInfo, info: &RequestInfo) -> Option<&Class> {
         self.all.iter().find(|class| items(&class.rules).any(|rule| matches(rule, user, info)))
@@ -127,6 +132,10 @@ impl Classes {
 }
 
 impl Class {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Which of the schema's flows a request belongs to, as a hash.
     pub fn flow(&self, user: &UserInfo, info: &RequestInfo) -> u64 {
         let mut hasher = DefaultHasher::new();

@@ -5,12 +5,13 @@
 //! is dealt a few of them, and are let in so that flows get their share of the service.
 
 mod classes;
+mod figures;
 mod queues;
 
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use apimachinery::status::Status;
@@ -20,8 +21,10 @@ use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
+use crate::metrics;
 use crate::seams::{Objects, RequestInfo};
 use classes::{Classes, LevelSpec};
+use figures::{Figures, Rejection};
 use queues::{Entered, Queues};
 
 const GROUP: &str = "flowcontrol.apiserver.k8s.io";
@@ -56,16 +59,6 @@ struct Level {
     nominal: AtomicU32,
     lendable: AtomicU32,
     borrows_max: AtomicU32,
-    dispatched: AtomicU64,
-    rejected: [AtomicU64; 2],
-    waited_micros: AtomicU64,
-}
-
-/// Why a request was turned away.
-#[derive(Clone, Copy)]
-enum Rejection {
-    Full = 0,
-    TimeOut = 1,
 }
 
 impl Level {
@@ -77,9 +70,6 @@ impl Level {
             nominal: AtomicU32::new(0),
             lendable: AtomicU32::new(0),
             borrows_max: AtomicU32::new(0),
-            dispatched: AtomicU64::new(0),
-            rejected: Default::default(),
-            waited_micros: AtomicU64::new(0),
         }
     }
 
@@ -96,6 +86,8 @@ struct State {
     revisions: [u64; 2],
     classes: Classes,
     levels: HashMap<String, Arc<Level>>,
+    /// What is counted of each schema, by its name.
+    figures: HashMap<String, Arc<Figures>>,
 }
 
 impl State {
@@ -118,6 +110,7 @@ pub struct FlowControl {
     changes: [watch::Receiver<u64>; 2],
     state: ArcSwap<State>,
     reloading: Mutex<()>,
+    families: figures::Families,
 }
 
 /// What a request was taken for, as the answer's headers tell.
@@ -131,13 +124,28 @@ pub struct Ids {
 pub struct Permit {
     control: Arc<FlowControl>,
     level: Arc<Level>,
+    figures: Arc<Figures>,
     queue: Option<usize>,
     seats: u32,
     since: Instant,
+    waited: Duration,
+    /// Whether nothing is limited, and there is nothing to give back.
+    exempt: bool,
+}
+
+impl Permit {
+    /// How long its turn was waited for.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.figures.ended(self.seats, self.since.elapsed());
+        if self.exempt {
+            return;
+        }
         self.level.executing.fetch_sub(self.seats, Ordering::AcqRel);
         if let Some(queue) = self.queue {
             self.level.queues.lock().done(queue, self.seats, self.since.elapsed());
@@ -147,16 +155,22 @@ impl Drop for Permit {
 }
 
 impl FlowControl {
-    pub fn new(config: Config, objects: Arc<dyn Objects>) -> Arc<FlowControl> {
+    pub fn new(config: Config, objects: Arc<dyn Objects>, families: &metrics::Families) -> Arc<FlowControl> {
         let changes =
             ["prioritylevelconfigurations", "flowschemas"].map(|resource| objects.changes(GROUP, resource));
-        let state = State { revisions: [u64::MAX; 2], classes: Classes::default(), levels: HashMap::new() };
+        let state = State {
+            revisions: [u64::MAX; 2],
+            classes: Classes::default(),
+            levels: HashMap::new(),
+            figures: HashMap::new(),
+        };
         Arc::new(FlowControl {
             config,
             objects,
             changes,
             state: ArcSwap::from_pointee(state),
             reloading: Mutex::new(()),
+            families: figures::Families::new(families),
         })
     }
 
@@ -191,7 +205,13 @@ impl FlowControl {
             level.set(spec);
             levels.insert(name.clone(), level);
         }
-        let fresh = Arc::new(State { revisions, classes, levels });
+        let figures = classes.names().map(|(schema, level)| {
+            let known = old.figures.get(schema).filter(|known| known.is_of(level));
+            let figures = known.cloned().unwrap_or_else(|| Arc::new(self.families.of(schema, level)));
+            (schema.to_owned(), figures)
+        });
+        let figures = figures.collect();
+        let fresh = Arc::new(State { revisions, classes, levels, figures });
         self.state.store(fresh.clone());
         fresh
     }
@@ -210,29 +230,41 @@ impl FlowControl {
         };
         let ids = Some(class.ids.clone());
         let Some(level) = state.levels.get(&class.level) else { return (ids, Ok(None)) };
+        let Some(figures) = state.figures.get(class.name()) else { return (ids, Ok(None)) };
         if state.classes.levels.get(&class.level).is_some_and(|l| l.exempt) {
-            level.dispatched.fetch_add(1, Ordering::Relaxed);
-            return (ids, Ok(None));
+            return (ids, Ok(Some(self.permit(level, figures, None, 1, Duration::ZERO, true))));
         }
         let nominal = level.nominal.load(Ordering::Relaxed);
         let most = ((f64::from(nominal) * SEATS_FRACTION) as u32).clamp(1, SEATS_MAX);
         let seats = u32::try_from(objects.div_ceil(OBJECTS_PER_SEAT)).unwrap_or(u32::MAX).clamp(1, most);
         let flow = class.flow(user, info);
-        (ids, self.enter(&state, level, seats, flow).await.map(Some))
+        (ids, self.enter(&state, level, figures, seats, flow).await.map(Some))
+    }
+
+    fn permit(
+        self: &Arc<Self>,
+        level: &Arc<Level>,
+        figures: &Arc<Figures>,
+        queue: Option<usize>,
+        seats: u32,
+        waited: Duration,
+        exempt: bool,
+    ) -> Permit {
+        figures.began(seats, waited);
+        let (control, level, figures) = (self.clone(), level.clone(), figures.clone());
+        Permit { control, level, figures, queue, seats, since: Instant::now(), waited, exempt }
     }
 
     async fn enter(
         self: &Arc<Self>,
         state: &Arc<State>,
         level: &Arc<Level>,
+        figures: &Arc<Figures>,
         seats: u32,
         flow: u64,
     ) -> Result<Permit, Status> {
         let since = Instant::now();
-        let permit = |queue: Option<usize>| {
-            level.dispatched.fetch_add(1, Ordering::Relaxed);
-            Permit { control: self.clone(), level: level.clone(), queue, seats, since: Instant::now() }
-        };
+        let permit = |queue| self.permit(level, figures, queue, seats, since.elapsed(), false);
         let (receiver, queue) = {
             let mut queues = level.queues.lock();
             let limit = state.limit(level);
@@ -248,26 +280,40 @@ impl FlowControl {
                 Entered::Waits(queue) => (receiver, queue),
                 Entered::Full => {
                     drop(queues);
-                    return Err(reject(level, Rejection::Full));
+                    // Where nobody waits there is no queue that could be full.
+                    let none = state.classes.levels.get(&level.name).is_some_and(|l| l.queues == 0);
+                    figures.rejected(if none { Rejection::Limit } else { Rejection::Full }, None);
+                    return Err(refusal());
                 }
             }
         };
+        figures.waits(seats);
         // Giving up drops the receiver; what was let in at the same moment is given back then.
-        let mut waiting =
-            Waiting { control: self.clone(), level: level.clone(), queue, seats, receiver: Some(receiver) };
+        let mut waiting = Waiting {
+            control: self.clone(),
+            level: level.clone(),
+            figures: figures.clone(),
+            queue,
+            seats,
+            receiver: Some(receiver),
+        };
         let outcome = match &mut waiting.receiver {
             Some(receiver) => tokio::time::timeout(WAIT_MAX, receiver).await,
-            None => return Err(reject(level, Rejection::Full)),
+            None => return Err(refusal()),
         };
-        let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
-        level.waited_micros.fetch_add(micros, Ordering::Relaxed);
         match outcome {
             Ok(Ok(())) => {
                 waiting.receiver = None;
                 Ok(permit(Some(queue)))
             }
-            Ok(Err(_)) => Err(reject(level, Rejection::Full)),
-            Err(_) => Err(reject(level, Rejection::TimeOut)),
+            Ok(Err(_)) => {
+                figures.rejected(Rejection::Full, Some(since.elapsed()));
+                Err(refusal())
+            }
+            Err(_) => {
+                figures.rejected(Rejection::TimeOut, Some(since.elapsed()));
+                Err(refusal())
+            }
         }
     }
 
@@ -296,46 +342,29 @@ impl FlowControl {
         }
     }
 
+    /// The seats of the levels as they are now; what happens to requests is counted in the families.
     pub fn render(&self, out: &mut String) {
         let state = self.state.load_full();
         let mut levels: Vec<&Arc<Level>> = state.levels.values().collect();
         levels.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut family = |name: &str, kind: &str, value: &dyn Fn(&Level) -> f64| {
-            let _ = writeln!(out, "# TYPE apiserver_flowcontrol_{name} {kind}");
+        let of = |n: &AtomicU32| n.load(Ordering::Relaxed);
+        let mut family = |name: &str, help: &str, value: &dyn Fn(&Level) -> u32| {
+            let name = format!("apiserver_flowcontrol_{name}");
+            let _ = writeln!(out, "# HELP {name} [ALPHA] {help}\n# TYPE {name} gauge");
             for level in &levels {
-                let _ = writeln!(
-                    out,
-                    "apiserver_flowcontrol_{name}{{priority_level=\"{}\"}} {}",
-                    level.name,
-                    value(level)
-                );
+                let _ = writeln!(out, "{name}{{priority_level={:?}}} {}", level.name, value(level));
             }
         };
-        let of = |n: &AtomicU32| f64::from(n.load(Ordering::Relaxed));
-        family("nominal_limit_seats", "gauge", &|l| of(&l.nominal));
-        family("current_limit_seats", "gauge", &|l| f64::from(state.limit(l)));
-        family("current_executing_seats", "gauge", &|l| of(&l.executing));
-        family("current_inqueue_requests", "gauge", &|l| l.queues.lock().waiting() as f64);
-        family("dispatched_requests_total", "counter", &|l| l.dispatched.load(Ordering::Relaxed) as f64);
-        family("request_wait_duration_seconds_sum", "counter", &|l| {
-            l.waited_micros.load(Ordering::Relaxed) as f64 / 1e6
-        });
-        let _ = writeln!(out, "# TYPE apiserver_flowcontrol_rejected_requests_total counter");
-        for level in &levels {
-            for (reason, count) in ["queue-full", "time-out"].iter().zip(&level.rejected) {
-                let count = count.load(Ordering::Relaxed);
-                let _ = writeln!(
-                    out,
-                    "apiserver_flowcontrol_rejected_requests_total{{priority_level=\"{}\",reason=\"{reason}\"}} {count}",
-                    level.name
-                );
-            }
-        }
+        let lower = |l: &Level| of(&l.nominal).saturating_sub(of(&l.lendable));
+        let upper = |l: &Level| of(&l.nominal).saturating_add(of(&l.borrows_max));
+        family("nominal_limit_seats", "Seats a priority level is given.", &|l| of(&l.nominal));
+        family("lower_limit_seats", "Seats a priority level keeps when it lends all it may.", &lower);
+        family("upper_limit_seats", "Seats a priority level has when it borrows all it may.", &upper);
+        family("current_limit_seats", "Seats a priority level may use now.", &|l| state.limit(l));
     }
 }
 
-fn reject(level: &Level, why: Rejection) -> Status {
-    level.rejected[why as usize].fetch_add(1, Ordering::Relaxed);
+fn refusal() -> Status {
     Status::too_many_requests("Too many requests, please try again later.", 1)
 }
 
@@ -343,6 +372,7 @@ fn reject(level: &Level, why: Rejection) -> Status {
 struct Waiting {
     control: Arc<FlowControl>,
     level: Arc<Level>,
+    figures: Arc<Figures>,
     queue: usize,
     seats: u32,
     receiver: Option<oneshot::Receiver<()>>,
@@ -350,6 +380,7 @@ struct Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
+        self.figures.waits_no_more(self.seats);
         let Some(mut receiver) = self.receiver.take() else { return };
         receiver.close();
         // Let in and leaving at once: the seats are free again.
@@ -388,7 +419,8 @@ mod tests {
             objects.put(GROUP, "flowschemas", json!({"metadata": {"name": name, "uid": format!("s-{name}")},
                 "spec": {"matchingPrecedence": 1, "priorityLevelConfiguration": {"name": name}, "rules": [rule]}}));
         }
-        FlowControl::new(Config { enabled: true, reading_max: 2, writing_max: 2 }, objects)
+        let families = metrics::Families::default();
+        FlowControl::new(Config { enabled: true, reading_max: 2, writing_max: 2 }, objects, &families)
     }
 
     fn info() -> RequestInfo {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use apimachinery::status::Status;
 use apimachinery::user::UserInfo;
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt};
 use http::{HeaderName, HeaderValue, Method, Request, Response, header};
 use jiff::Timestamp;
 
@@ -18,8 +18,10 @@ use super::request_info::{self, Query};
 use super::{compression, respond, websocket};
 use crate::audit;
 use crate::discovery;
+use crate::flow_control::Permit;
+use crate::metrics::requests::{self, Asked};
 use crate::registry::handler::{self, Call};
-use crate::seams::{Credentials, Decision, RequestInfo};
+use crate::seams::{Credentials, Decision, Notes, RequestInfo};
 use crate::security::failure;
 use crate::server::Server;
 
@@ -66,6 +68,9 @@ pub async fn handle(server: &Arc<Server>, request: Request<Body>, caller: Caller
         annotations: Default::default(),
         record: None,
         flow: None,
+        routed: false,
+        deprecated: false,
+        elsewhere: Duration::ZERO,
     };
     let answered = AssertUnwindSafe(answer(server, &mut call, caller, &audit_id)).catch_unwind().await;
     let result = answered.unwrap_or_else(|panic| {
@@ -112,8 +117,69 @@ pub async fn handle(server: &Arc<Server>, request: Request<Body>, caller: Caller
             headers.append(header::WARNING, value);
         }
     }
-    server.metrics.answered(&call.info, response.status().as_u16(), started.elapsed());
-    response
+    if call.deprecated {
+        server.metrics.deprecated(&call.asked());
+    }
+    if call.routed { counted(server, call, response, started) } else { response }
+}
+
+/// A request that is being answered; told of in the figures when it is dropped.
+struct Answering {
+    server: Arc<Server>,
+    method: Method,
+    headers: http::HeaderMap,
+    query: Query,
+    info: RequestInfo,
+    code: u16,
+    started: Instant,
+    elsewhere: Duration,
+    size: Option<u64>,
+    lasts: bool,
+}
+
+impl Answering {
+    fn asked(&self) -> Asked<'_> {
+        Asked::new(&self.method, &self.headers, &self.query, &self.info)
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let asked = self.asked();
+        let took = self.started.elapsed();
+        let answer = requests::Answer { code: self.code, took, elsewhere: self.elsewhere, size: self.size };
+        self.server.metrics.requests.answered(asked, &answer);
+        if self.lasts {
+            self.server.metrics.lasting(&asked, -1.0);
+        }
+    }
+}
+
+/// Tells of the request when its answer has been sent: what is streamed has not been yet.
+fn counted(server: &Arc<Server>, call: Call, response: Response<Body>, started: Instant) -> Response<Body> {
+    let Call { method, headers, query, info, elsewhere, .. } = call;
+    let code = response.status().as_u16();
+    let size = http_body::Body::size_hint(response.body()).exact();
+    let lasts = matches!(response.body(), Body::Stream(_)) && is_long(&info);
+    let server = server.clone();
+    let mut answering =
+        Answering { server, method, headers, query, info, code, started, elsewhere, size, lasts };
+    let (parts, body) = response.into_parts();
+    let body = match body {
+        Body::Stream(stream) => {
+            if lasts {
+                answering.server.metrics.lasting(&answering.asked(), 1.0);
+            }
+            answering.size = Some(0);
+            Body::stream(stream.inspect(move |piece| {
+                if let (Some(size), Ok(piece)) = (&mut answering.size, piece) {
+                    *size += piece.len() as u64;
+                }
+            }))
+        }
+        other => other,
+    };
+    Response::from_parts(parts, body)
 }
 
 fn audit_id(headers: &http::HeaderMap) -> HeaderValue {
@@ -171,7 +237,16 @@ async fn answer(
                 peer_certificates: &certificates,
                 path: call.uri.path(),
             };
-            let user = policy.authenticator.authenticate(credentials).await?;
+            let mut notes = Notes::default();
+            let began = Instant::now();
+            let user = policy.authenticator.authenticate(credentials, &mut notes).await;
+            let name = user.as_ref().ok().map(|u| u.name.as_str());
+            let with_credentials =
+                !certificates.is_empty() || call.headers.contains_key(header::AUTHORIZATION);
+            server.metrics.access.authenticated(name, with_credentials, began.elapsed());
+            call.warnings.append(&mut notes.warnings);
+            call.annotations.append(&mut notes.annotations);
+            let user = user?;
             match policy.reviews.impersonate(&user, &call.headers, &call.info).await? {
                 Some(other) => {
                     impersonator = Some((user, other.constraint));
@@ -201,13 +276,23 @@ async fn answer(
             let objects = objects_of(server, &call.info);
             let (ids, permit) = server.flow_control.admit(&call.user, &call.info, objects).await;
             call.flow = ids;
-            _permit = permit?;
+            let permit = permit.inspect_err(|_| call.turned_away(server))?;
+            call.elsewhere += permit.as_ref().map_or(Duration::ZERO, Permit::waited);
+            _permit = permit;
         } else {
-            _slot = Some(slot(server, &call.info).await?);
+            let slot = slot(server, &call.info).await;
+            _slot = Some(slot.inspect_err(|_| call.turned_away(server))?);
         }
     }
+    let _at_work = (!long).then(|| {
+        let reads = matches!(call.info.verb.as_str(), "get" | "list" | "watch" | "head");
+        server.metrics.at_work(reads)
+    });
     let open = unguarded && call.user.name == apimachinery::user::ANONYMOUS;
-    match policy.authorizer.authorize(&call.user, &call.info).await {
+    let began = Instant::now();
+    let decision = policy.authorizer.authorize(&call.user, &call.info).await;
+    server.metrics.access.authorized(&decision, began.elapsed());
+    match decision {
         Decision::Allow => {}
         _ if open => {}
         Decision::Deny(reason) => return Err(failure::access_denied(&call.user, &call.info, &reason)),
@@ -218,7 +303,10 @@ async fn answer(
     }
     match tokio::time::timeout(TIMEOUT, dispatch(server, call)).await {
         Ok(result) => result,
-        Err(_) => Err(Status::timeout("request did not complete within the allotted timeout", 0)),
+        Err(_) => {
+            server.metrics.terminated(&call.asked(), 504);
+            Err(Status::timeout("request did not complete within the allotted timeout", 0))
+        }
     }
 }
 

@@ -28,6 +28,46 @@ struct Series {
     buckets: Vec<u64>,
 }
 
+/// A histogram of durations that is kept and added to without further ado.
+pub struct Timer {
+    bounds: Bounds,
+    buckets: Box<[AtomicU64]>,
+    count: AtomicU64,
+    /// The sum in seconds, as the bits of an `f64`.
+    sum: AtomicU64,
+}
+
+impl Timer {
+    fn new(bounds: Bounds) -> Timer {
+        let buckets = bounds.iter().map(|_| AtomicU64::new(0)).collect();
+        Timer { bounds, buckets, count: AtomicU64::new(0), sum: AtomicU64::new(0f64.to_bits()) }
+    }
+
+    pub fn took(&self, time: Duration) {
+        let seconds = time.as_secs_f64();
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let add = |sum| Some((f64::from_bits(sum) + seconds).to_bits());
+        let _ = self.sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        if let Some(i) = self.bounds.iter().position(|b| seconds <= *b) {
+            self.buckets[i].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn reset(&self) {
+        for figure in self.buckets.iter().chain([&self.count, &self.sum]) {
+            figure.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn series(&self) -> Series {
+        Series {
+            value: f64::from_bits(self.sum.load(Ordering::Relaxed)),
+            count: self.count.load(Ordering::Relaxed),
+            buckets: self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).collect(),
+        }
+    }
+}
+
 /// One family: a name and a series for every set of label values.
 pub struct Family {
     name: &'static str,
@@ -37,6 +77,7 @@ pub struct Family {
     series: Mutex<BTreeMap<Vec<String>, Series>>,
     /// Counters that are counted without looking for them.
     cells: Mutex<BTreeMap<Vec<String>, Arc<AtomicU64>>>,
+    timers: Mutex<BTreeMap<Vec<String>, Arc<Timer>>>,
 }
 
 impl Family {
@@ -48,7 +89,7 @@ impl Family {
         }
     }
 
-    /// A counter of this family to be kept and counted without further ado. It is shown once it is not zero.
+    /// A counter, or gauge of whole numbers, of this family to be kept and counted without further ado. It is shown once it is not zero.
     pub fn cell(&self, values: &[&str]) -> Arc<AtomicU64> {
         let key: Vec<String> = values.iter().map(|v| (*v).to_owned()).collect();
         let mut cells = self.cells.lock();
@@ -56,6 +97,17 @@ impl Family {
             return Arc::default();
         }
         cells.entry(key).or_default().clone()
+    }
+
+    /// A histogram of this family to be kept and added to without further ado. It is shown once it holds something.
+    pub fn timer(&self, values: &[&str]) -> Arc<Timer> {
+        let Kind::Histogram(bounds) = self.kind else { return Arc::new(Timer::new(&[])) };
+        let key: Vec<String> = values.iter().map(|v| (*v).to_owned()).collect();
+        let mut timers = self.timers.lock();
+        if timers.len() >= SERIES_MAX && !timers.contains_key(&key) {
+            return Arc::new(Timer::new(bounds));
+        }
+        timers.entry(key).or_insert_with(|| Arc::new(Timer::new(bounds))).clone()
     }
 
     /// Counts one.
@@ -111,8 +163,15 @@ impl Family {
         let mut series = self.series.lock();
         for (values, cell) in self.cells.lock().iter() {
             let count = cell.load(Ordering::Relaxed);
-            if count > 0 {
+            // What went back to zero is still told.
+            if count > 0 || series.contains_key(values) {
                 series.entry(values.clone()).or_default().value = count as f64;
+            }
+        }
+        for (values, timer) in self.timers.lock().iter() {
+            let now = timer.series();
+            if now.count > 0 {
+                series.insert(values.clone(), now);
             }
         }
         if series.is_empty() {
@@ -172,8 +231,15 @@ impl Families {
         if let Some(known) = all.iter().find(|f| f.name == name) {
             return known.clone();
         }
-        let family =
-            Arc::new(Family { name, help, labels, kind, series: Mutex::default(), cells: Mutex::default() });
+        let family = Arc::new(Family {
+            name,
+            help,
+            labels,
+            kind,
+            series: Mutex::default(),
+            cells: Mutex::default(),
+            timers: Mutex::default(),
+        });
         all.push(family.clone());
         family
     }
@@ -207,13 +273,14 @@ impl Families {
         self.family(name, help, labels, Kind::Histogram(bounds))
     }
 
-    /// Forgets all that was counted so far.
+    /// Forgets all that was counted so far; gauges tell what is.
     pub fn reset(&self) {
-        for family in self.0.lock().iter() {
+        for family in self.0.lock().iter().filter(|f| f.kind != Kind::Gauge) {
             family.series.lock().clear();
             for cell in family.cells.lock().values() {
                 cell.store(0, Ordering::Relaxed);
             }
+            family.timers.lock().values().for_each(|timer| timer.reset());
         }
     }
 
@@ -252,6 +319,8 @@ mod tests {
         families.gauge("unused", "Nothing.", &[]);
         families.counter("d_total", "Ds.", &["x"]).cell(&["1"]).fetch_add(2, Ordering::Relaxed);
         families.counter("d_total", "Ds.", &["x"]).cell(&["2"]);
+        let timed = families.histogram("e_seconds", "Es.", &[], &[1.0]);
+        timed.timer(&[]).took(Duration::from_millis(500));
         let mut out = String::new();
         families.render(&mut out);
         assert_eq!(
@@ -261,7 +330,9 @@ mod tests {
              # HELP c_seconds Cs.\n# TYPE c_seconds histogram\nc_seconds_bucket{y=\"z\",le=\"0.1\"} 0\n\
              c_seconds_bucket{y=\"z\",le=\"1\"} 1\nc_seconds_bucket{y=\"z\",le=\"+Inf\"} 2\n\
              c_seconds_sum{y=\"z\"} 3.5\nc_seconds_count{y=\"z\"} 2\n\
-             # HELP d_total Ds.\n# TYPE d_total counter\nd_total{x=\"1\"} 2\n"
+             # HELP d_total Ds.\n# TYPE d_total counter\nd_total{x=\"1\"} 2\n\
+             # HELP e_seconds Es.\n# TYPE e_seconds histogram\ne_seconds_bucket{le=\"1\"} 1\n\
+             e_seconds_bucket{le=\"+Inf\"} 1\ne_seconds_sum 0.5\ne_seconds_count 1\n"
         );
         families.counter("a_total", "As.", &["x"]).forget(|v| v[0] == "1");
         assert_eq!(families.counter("a_total", "As.", &["x"]).get(&["1"]), 0.0);

@@ -100,6 +100,7 @@ async fn admit(server: &Server, call: &mut Call, kind: &str, mut options: Value)
         old_object: None,
         warnings: &mut call.warnings,
         annotations: &mut call.annotations,
+        elsewhere: &mut call.elsewhere,
     };
     policy.admission.admit(&mut request).await?;
     policy.admission.validate(&mut request).await

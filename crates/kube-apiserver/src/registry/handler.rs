@@ -1,6 +1,7 @@
 //! From an authorized resource request to its answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use apimachinery::object::Encoded;
 use apimachinery::openapi::deletes_to_object;
@@ -21,6 +22,7 @@ use crate::http::Body;
 use crate::http::negotiation::{self, Accept, Encoding, View};
 use crate::http::request_info::Query;
 use crate::http::respond;
+use crate::metrics::requests::Asked;
 use crate::seams::RequestInfo;
 use crate::server::Server;
 use crate::wire::{self, Shape, Strictness};
@@ -45,9 +47,33 @@ pub struct Call {
     pub record: Option<Box<crate::audit::Record>>,
     /// What priority and fairness took the request for.
     pub flow: Option<crate::flow_control::Ids>,
+    /// Whether it got as far as something that answers it; the others are not counted by what they asked for.
+    pub routed: bool,
+    /// Whether what it asks for is going to be removed.
+    pub deprecated: bool,
+    /// How long it waited for its turn, and for webhooks.
+    pub elsewhere: Duration,
 }
 
 impl Call {
+    /// What it asks for, as figures tell.
+    pub fn asked(&self) -> Asked<'_> {
+        Asked::new(&self.method, &self.headers, &self.query, &self.info)
+    }
+
+    /// Counts it as one that there was no room for.
+    pub fn turned_away(&mut self, server: &Server) {
+        self.routed = true;
+        server.metrics.terminated(&self.asked(), 429);
+    }
+
+    /// Takes over what a write has to tell the client, the audit log and the figures.
+    pub fn absorb(&mut self, write: &mut Write<'_>) {
+        self.warnings.append(&mut write.warnings);
+        self.annotations.append(&mut write.annotations);
+        self.elsewhere += std::mem::take(&mut write.elsewhere);
+    }
+
     pub async fn take_body(&mut self) -> Result<Bytes, Status> {
         let limit = match std::mem::take(&mut self.body) {
             Body::Empty => return Ok(Bytes::new()),
@@ -220,6 +246,7 @@ impl Call {
             options: self.options(),
             warnings: Vec::new(),
             annotations: Default::default(),
+            elsewhere: Duration::ZERO,
         })
     }
 
@@ -329,6 +356,7 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
     } else if !info.namespace.is_empty() && !entry.is("", "namespaces") {
         return Err(Status::no_such_resource());
     }
+    call.routed = true;
     if !info.subresource.is_empty() {
         return Box::pin(subresource::serve(server, entry, call)).await;
     }
@@ -342,11 +370,14 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
         _ => false,
     };
     if misplaced || !entry.has_verb(&info.verb) || call.method == Method::HEAD {
+        call.routed = false;
         return Err(Status::no_such_method());
     }
     call.check_route(entry)?;
     if !deprecated.is_empty() {
         call.warnings.push(deprecated.to_owned());
+        call.deprecated = true;
+        call.annotations.insert("k8s.io/deprecated".to_owned(), "true".to_owned());
     }
     if entry.cache.is_none() {
         return Box::pin(subresource::serve_unstored(server, entry, call)).await;
@@ -462,7 +493,7 @@ async fn create(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Res
     let user = call.user.clone();
     let mut write = call.write(registry, entry, &user, "")?;
     let written = write.create(&call.info.namespace, object).await;
-    call.warnings.append(&mut write.warnings);
+    call.absorb(&mut write);
     show.response(StatusCode::CREATED, &written?.object)
 }
 
@@ -502,7 +533,7 @@ pub async fn change_stored(
     let user = call.user.clone();
     let mut write = call.write(registry, entry, &user, sub)?;
     let written = write.update(&call.info.namespace, &call.info.name, change).await;
-    call.warnings.append(&mut write.warnings);
+    call.absorb(&mut write);
     written
 }
 
@@ -644,7 +675,7 @@ async fn delete(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Res
     write.dry_run |= options.dry_run;
     write.options = value;
     let deleted = write.delete(&call.info.namespace, &call.info.name, &options).await;
-    call.warnings.append(&mut write.warnings);
+    call.absorb(&mut write);
     let deleted = deleted?;
     if deleted.gone && !answers_object(entry) {
         let status = Status::deleted(&entry.resource, &entry.group, &call.info.name, deleted.object.uid());
@@ -678,7 +709,7 @@ async fn delete_collection(
             Err(status) => return Err(status),
         }
     }
-    call.warnings.append(&mut write.warnings);
+    call.absorb(&mut write);
     page.items = deleted;
     list::response(show, page).await
 }

@@ -249,7 +249,7 @@ async fn bind(
     }
     let mut write = call.write(registry, pods, &user, "binding")?;
     connect(&mut write, Operation::Create, &namespace, &name, "Binding", &mut binding).await?;
-    call.warnings.append(&mut write.warnings);
+    call.absorb(&mut write);
     let uid = meta::text(&binding, "uid").to_owned();
     let version = meta::text(&binding, "resourceVersion").to_owned();
     let now = registry.clock.now_rfc3339();
@@ -345,6 +345,7 @@ async fn connect(
         old_object: None,
         warnings: &mut write.warnings,
         annotations: &mut write.annotations,
+        elsewhere: &mut write.elsewhere,
     };
     policy.admission.admit(&mut request).await?;
     policy.admission.validate(&mut request).await
@@ -360,7 +361,7 @@ async fn token(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
     }
     let mut write = call.write(registry, entry, &user, "token")?;
     connect(&mut write, Operation::Create, &namespace, &name, "TokenRequest", &mut request).await?;
-    call.warnings.append(&mut write.warnings);
+    call.absorb(&mut write);
     let answer = registry.policy()?.reviews.request_token(&user, &namespace, &name, request).await?;
     Ok(respond::value(StatusCode::CREATED, &answer, call.accept(false)?))
 }
@@ -406,7 +407,7 @@ async fn evict(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
         .await?;
     write.subresource = "";
     write.delete(&namespace, &name, &options).await?;
-    call.warnings.append(&mut write.warnings);
+    call.absorb(&mut write);
     let success = respond::status_value(&Status { code: 201, ..Status::success() });
     Ok(respond::value(StatusCode::CREATED, &success, call.accept(false)?))
 }
@@ -471,6 +472,7 @@ async fn take_from_budget(
         options: Value::Null,
         warnings: Vec::new(),
         annotations: Default::default(),
+        elsewhere: Default::default(),
     };
     budget_write
         .edit(namespace, &budget, &|old| {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use apimachinery::clock::Clock;
 use apimachinery::managed_fields::Unusual;
@@ -43,6 +44,8 @@ pub struct Write<'a> {
     pub warnings: Vec<String>,
     /// For the audit log.
     pub annotations: BTreeMap<String, String>,
+    /// How long webhooks took.
+    pub elsewhere: Duration,
 }
 
 /// What an update does with the stored object.
@@ -75,6 +78,7 @@ impl<'a> Write<'a> {
             options: Value::Null,
             warnings: Vec::new(),
             annotations: BTreeMap::new(),
+            elsewhere: Duration::ZERO,
         }
     }
 }
@@ -119,6 +123,7 @@ impl Write<'_> {
             old_object: old,
             warnings: &mut self.warnings,
             annotations: &mut self.annotations,
+            elsewhere: &mut self.elsewhere,
         };
         if validating {
             return policy.admission.validate(&mut request).await;

@@ -290,6 +290,7 @@ mod tests {
                 old_object: None,
                 warnings: &mut request.warnings,
                 annotations: &mut request.annotations,
+                elsewhere: &mut request.elsewhere,
             };
             let got = quotas.validate(&context, &admission).await;
             assert_eq!(got.is_ok(), want, "{got:?}");

@@ -5,7 +5,7 @@ pub mod conversion;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use apimachinery::status::Status;
 use arc_swap::ArcSwapOption;
@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures::future::join_all;
 use serde_json::{Value, json};
 
+use super::figures::{Asked, Step};
 use super::matching::{self, Presented};
 use super::{Context, items};
 use crate::authorization::reviews::user_json;
@@ -300,6 +301,28 @@ impl Webhooks {
         Ok((response.clone(), warnings))
     }
 
+    /// As [`Webhooks::call`], told of in the figures.
+    async fn ask(
+        &self,
+        context: &Context,
+        hook: &Hook,
+        presented: &Presented,
+        request: &AdmissionRequest<'_>,
+        step: Step,
+    ) -> Result<(Value, Vec<String>), Ending> {
+        let began = Instant::now();
+        let outcome = self.call(context, hook, presented, request).await;
+        let asked = match &outcome {
+            Ok(_) => Asked::Allowed,
+            Err(Ending::Denied(status)) => Asked::Denied(status.code),
+            Err(Ending::Failed(_)) if hook.ignores_failures() => Asked::Ignored,
+            Err(Ending::Failed(_)) => Asked::Failed,
+            Err(Ending::Fatal(_)) => Asked::Broken,
+        };
+        context.figures.webhook(&hook.name, step, request.operation, asked, began.elapsed());
+        outcome
+    }
+
     /// What a failed call means for the request.
     fn settle(hook: &Hook, ending: Ending) -> Result<(), Status> {
         match ending {
@@ -334,7 +357,10 @@ impl Webhooks {
             if !Self::conditions_hold(context, hook, &presented, request)? {
                 continue;
             }
-            match self.call(context, hook, &presented, request).await {
+            let began = Instant::now();
+            let outcome = self.ask(context, hook, &presented, request, Step::Admit).await;
+            *request.elsewhere += began.elapsed();
+            match outcome {
                 Ok((response, warnings)) => {
                     request.warnings.extend(warnings);
                     match patched(&response, &presented, request) {
@@ -378,8 +404,11 @@ impl Webhooks {
             return Ok(());
         }
         let shared = &*request;
-        let answers =
-            join_all(calls.iter().map(|(hook, presented)| self.call(context, hook, presented, shared))).await;
+        let began = Instant::now();
+        let asking =
+            calls.iter().map(|(hook, presented)| self.ask(context, hook, presented, shared, Step::Validate));
+        let answers = join_all(asking).await;
+        *request.elsewhere += began.elapsed();
         for ((hook, _), answer) in calls.iter().zip(answers) {
             match answer {
                 Ok((_, warnings)) => request.warnings.extend(warnings),
@@ -520,6 +549,7 @@ mod tests {
                 old_object: None,
                 warnings: &mut warnings,
                 annotations: &mut Default::default(),
+                elsewhere: &mut Default::default(),
             };
             let result = webhooks.mutate(&context, &mut admission, &mut round, false).await;
             (result.map_err(|s| s.message), object, warnings)
