@@ -36,6 +36,12 @@ pub static RULES: &[Rules] = &[
         first_status: "{}",
         defaults: policy,
         validate: validate_policy,
+        validate_status_update: |new, _| {
+            let mut errors = Errors::new();
+            let status = Path::new("status");
+            meta::conditions(&mut errors, new.list("status.conditions"), &status.child("conditions"));
+            errors
+        },
         validate_update: |new, _| validate_policy(new),
         generation: &["spec"],
         unconditional_update: false,

@@ -17,6 +17,16 @@ pub static RULES: &[Rules] = &[Rules {
     name: meta::path_segment_name,
     validate,
     validate_update: |new, _| validate(new),
+    validate_status_update: |new, _| {
+        let mut errors = Errors::new();
+        let status = Path::new("status");
+        let list = status.child("conditions");
+        for (i, condition) in new.list("status.conditions").iter().enumerate() {
+            let path = list.index(i);
+            errors.one_of(&path.child("status"), condition.text("status"), &["True", "False", "Unknown"]);
+        }
+        errors
+    },
     defaults: |service| {
         if let Some(backend) = service.find_mut("spec.service") {
             backend.put_default("port", 443);

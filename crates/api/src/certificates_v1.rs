@@ -107,7 +107,6 @@ fn prepare_status(new: &mut Value, old: &Value) {
     if !conditions.is_empty() {
         new.put("status.conditions", conditions);
     }
-    condition_defaults(new);
 }
 
 /// The decision changes through `approval`, and nothing else does.
@@ -119,13 +118,6 @@ fn prepare_approval(_: &str, new: &mut Value, old: &Value) {
         new.remove("status.conditions");
     } else {
         new.put("status.conditions", conditions);
-    }
-    condition_defaults(new);
-}
-
-fn condition_defaults(request: &mut Value) {
-    for condition in request.list_mut("status.conditions") {
-        condition.put_default_text("status", "True");
     }
 }
 
@@ -174,6 +166,10 @@ fn validate(request: &Value) -> Errors {
         }
     }
     signer_name(&mut errors, spec.text("signerName"), &path.child("signerName"));
+    if spec.text("signerName") == "kubernetes.io/legacy-unknown" {
+        let why = "the legacy signerName is not allowed via this API version";
+        errors.invalid(&path.child("signerName"), spec.text("signerName"), why);
+    }
     if let Some(seconds) = spec.maybe_int("expirationSeconds").filter(|s| *s < 600) {
         errors.invalid(
             &path.child("expirationSeconds"),

@@ -205,7 +205,7 @@ pub async fn prepare(config: Config) -> anyhow::Result<(Handle, Prepared)> {
     let proxy_client = &config.security;
     let identity =
         proxy_client.proxy_client_certificate.as_deref().zip(proxy_client.proxy_client_key.as_deref());
-    let aggregator = aggregation::Aggregator::new(identity, kubelets.tasks.clone())
+    let aggregator = aggregation::Aggregator::new(identity, kubelets.tasks.clone(), &metrics.families)
         .context("the front-proxy client certificate and key")?;
     let audit = match &config.audit {
         Some(config) => Some(Arc::new(audit::Audit::start(config, &metrics.families).await?)),

@@ -4,6 +4,7 @@
 
 mod transport;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::http::Body;
+use crate::metrics::{Families, Family};
 use crate::proxy;
 use crate::registry::handler::Call;
 use crate::resource_metrics;
@@ -49,12 +51,31 @@ pub struct Version {
 pub struct Aggregator {
     transport: Transport,
     known: ArcSwap<Vec<Version>>,
+    unavailable: Arc<Family>,
+    became_unavailable: Arc<Family>,
 }
 
 impl Aggregator {
     /// `identity` is the front-proxy client certificate chain and key, as PEM.
-    pub fn new(identity: Option<(&[u8], &[u8])>, tasks: TaskTracker) -> anyhow::Result<Aggregator> {
-        Ok(Aggregator { transport: Transport::new(identity, tasks)?, known: ArcSwap::default() })
+    pub fn new(
+        identity: Option<(&[u8], &[u8])>,
+        tasks: TaskTracker,
+        families: &Families,
+    ) -> anyhow::Result<Aggregator> {
+        Ok(Aggregator {
+            transport: Transport::new(identity, tasks)?,
+            known: ArcSwap::default(),
+            unavailable: families.gauge(
+                "aggregator_unavailable_apiservice",
+                "[ALPHA] Whether an APIService is unavailable.",
+                &["name"],
+            ),
+            became_unavailable: families.counter(
+                "aggregator_unavailable_apiservice_total",
+                "[ALPHA] How often an APIService became unavailable, and why.",
+                &["name", "reason"],
+            ),
+        })
     }
 
     /// What extension servers serve; another pointer when it has changed.
@@ -180,6 +201,7 @@ impl Aggregator {
     async fn look(&self, objects: &dyn Objects, writer: &dyn Writer, clock: &Clock) -> bool {
         let mut found: Vec<Version> = Vec::new();
         let before = self.known();
+        let mut seen: HashSet<String> = HashSet::new();
         for object in objects.list(GROUP, "apiservices", None) {
             let Ok(value) = object.to_value() else { continue };
             let spec = &value["spec"];
@@ -231,12 +253,22 @@ impl Aggregator {
                 }
                 ("True", "Local", "Local APIServices are always available".to_owned())
             };
+            let (status, reason, _) = &verdict;
+            let lost = *status == "False";
+            self.unavailable.set(&[object.name()], f64::from(u8::from(lost)));
+            let condition = |c: &Value| c["type"] == "Available" && c["status"] == "False";
+            let was_lost = value["status"]["conditions"].as_array().is_some_and(|c| c.iter().any(condition));
+            if lost && !was_lost {
+                self.became_unavailable.inc(&[object.name(), reason]);
+            }
+            seen.insert(object.name().to_owned());
             if let Some(told) = with_condition(&value, verdict, &clock.now_rfc3339())
                 && let Err(error) = writer.update(GROUP, "v1", "apiservices/status", told).await
             {
                 tracing::debug!(%error, "condition of an APIService not written; the next look tries again");
             }
         }
+        self.unavailable.forget(|labels| !seen.contains(&labels[0]));
         let remote = found.iter().any(|v| !v.local);
         if *before != found {
             self.known.store(Arc::new(found));

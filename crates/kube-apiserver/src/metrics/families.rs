@@ -174,6 +174,10 @@ impl Family {
                 series.insert(values.clone(), now);
             }
         }
+        if self.kind == Kind::Counter && self.labels.is_empty() {
+            // Nothing tells it apart, and it is there from the beginning.
+            series.entry(Vec::new()).or_default();
+        }
         if series.is_empty() {
             return;
         }

@@ -13,6 +13,7 @@ use super::write::{Write, encode};
 use super::{Entry, Stored, meta, unchanged};
 use crate::custom;
 use crate::seams::{AdmissionRequest, Operation};
+use crate::security::failure;
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
@@ -278,6 +279,12 @@ impl Write<'_> {
         let cache = registry.cache_of(entry)?;
         let key = entry.key(namespace, name);
         let missing = || Status::not_found(&entry.resource, &entry.group, name);
+        if entry.is("scheduling.k8s.io", "priorityclasses")
+            && matches!(name, "system-node-critical" | "system-cluster-critical")
+        {
+            let why = "this is a system priority class and cannot be deleted";
+            return Err(failure::forbidden(&entry.group, &entry.resource, name, why));
+        }
         for _ in 0..ATTEMPTS_MAX {
             let stored = registry.read(cache, &key).await?.ok_or_else(missing)?;
             let old = stored.to_value().map_err(Status::internal)?;
