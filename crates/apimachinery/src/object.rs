@@ -118,6 +118,27 @@ impl Message {
     }
 }
 
+/// Reads an object, or a part of one, into a struct. Clients in Go write some members that are empty as `null`, which structs that
+/// expect a list or a time refuse: those members then count as left out.
+pub fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(json).or_else(|_| {
+        let mut value: Value = serde_json::from_slice(json)?;
+        drop_nulls(&mut value);
+        T::deserialize(value)
+    })
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|_, member| !member.is_null());
+            members.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
 impl Encoded {
     /// Reads the attributes of a stored object. `fields` gives the selectable fields of its resource.
     pub fn new(
@@ -250,7 +271,7 @@ impl Encoded {
 
     /// The typed object (or a partial view of it), with its resource version.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        serde_json::from_slice(&self.to_json())
+        read(&self.to_json())
     }
 
     /// The generic object, with its resource version.
@@ -335,6 +356,24 @@ mod tests {
         assert_eq!(text(&|out| object.write_item(head.as_bytes(), out)), format!("{{{rest}"));
         // Stored in another order.
         assert_eq!(text(&|out| object.write_item(b"{\"apiVersion\":", out)), format!("{head}{rest}"));
+    }
+
+    #[test]
+    fn members_that_are_null_count_as_left_out() {
+        #[derive(serde::Deserialize, Debug, PartialEq)]
+        struct Image {
+            #[serde(default)]
+            names: Vec<String>,
+            size: u64,
+        }
+        let read = |text: &str| read::<Vec<Image>>(text.as_bytes());
+        assert_eq!(
+            read(r#"[{"names": null, "size": 3}, {"names": ["a"], "size": 4}]"#).unwrap(),
+            [Image { names: vec![], size: 3 }, Image { names: vec!["a".into()], size: 4 }]
+        );
+        for wrong in [r#"[{"names": [null], "size": 3}]"#, r#"[{"size": null}]"#, "[{"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -111,7 +111,7 @@ struct RawSpec {
 
 impl Service {
     pub fn decode(body: &[u8]) -> Option<Service> {
-        let spec = serde_json::from_slice::<RawService>(body).ok()?.spec;
+        let spec = apimachinery::object::read::<RawService>(body).ok()?.spec;
         let kind = if spec.kind == "ExternalName" {
             Kind::ExternalName(spec.external_name.trim_end_matches('.').into())
         } else if spec.cluster_ip == "None" {
@@ -155,7 +155,7 @@ struct RawConditions {
 
 impl Slice {
     pub fn decode(body: &[u8]) -> Option<Slice> {
-        let raw: RawSlice = serde_json::from_slice(body).ok()?;
+        let raw: RawSlice = apimachinery::object::read(body).ok()?;
         let mut endpoints = vec![];
         for e in raw.endpoints.unwrap_or_default() {
             if e.conditions.ready == Some(false) {

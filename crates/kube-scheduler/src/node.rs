@@ -52,7 +52,7 @@ impl Node {
 
     /// Takes over what the API says of the node; its pods stay.
     pub fn update(&mut self, object: &Encoded) -> Result<(), serde_json::Error> {
-        let raw: RawNode = serde_json::from_slice(&object.body)?;
+        let raw: RawNode = apimachinery::object::read(&object.body)?;
         self.name = raw.metadata.name;
         self.labels = raw.metadata.labels;
         self.taints = raw.spec.taints;

@@ -138,7 +138,7 @@ impl Pod {
     }
 
     pub fn decode(object: &Encoded) -> Result<Pod, serde_json::Error> {
-        let raw: RawPod = serde_json::from_slice(&object.body)?;
+        let raw: RawPod = apimachinery::object::read(&object.body)?;
         let spec = raw.spec;
         let mut requests = Resources::default();
         let mut nonzero = Resources::default();

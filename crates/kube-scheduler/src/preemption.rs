@@ -29,7 +29,7 @@ pub struct Budget {
 
 impl Budget {
     pub fn decode(object: &Encoded) -> Result<Budget, serde_json::Error> {
-        let raw: RawBudget = serde_json::from_slice(&object.body)?;
+        let raw: RawBudget = apimachinery::object::read(&object.body)?;
         let selector = match raw.spec.selector {
             None => LabelSelector::nothing(),
             Some(value) => match LabelSelector::from_value(&value) {

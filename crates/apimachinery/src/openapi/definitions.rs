@@ -68,38 +68,6 @@ fn shape(flavor: Flavor, name: &str) -> Option<Value> {
     })
 }
 
-pub(super) const VERSION_INFO: &str = "io.k8s.apimachinery.pkg.version.Info";
-
-pub(super) fn version_info(flavor: Flavor, facts: &Facts) -> Value {
-    let property = |name: &str| {
-        let mut out = json!({"type": "string"});
-        let description = facts.description(VERSION_INFO, name);
-        if !description.is_empty() {
-            out["description"] = description.into();
-        }
-        // The others are left out where they are empty.
-        if flavor == Flavor::V3 && !name.starts_with("emulation") && !name.starts_with("min") {
-            out["default"] = "".into();
-        }
-        out
-    };
-    let names = [
-        "major",
-        "minor",
-        "gitVersion",
-        "gitCommit",
-        "gitTreeState",
-        "buildDate",
-        "goVersion",
-        "compiler",
-        "platform",
-    ];
-    let others = ["emulationMajor", "emulationMinor", "minCompatibilityMajor", "minCompatibilityMinor"];
-    let properties: Map<String, Value> =
-        names.iter().chain(&others).map(|n| ((*n).into(), property(n))).collect();
-    json!({"type": "object", "properties": properties, "required": names})
-}
-
 /// The kinds a type is registered as.
 fn kinds(schema: &Schema) -> Vec<Value> {
     schema::kinds()

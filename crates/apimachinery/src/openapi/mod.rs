@@ -198,11 +198,9 @@ pub fn v3_others(groups: &[&str]) -> Vec<(String, Vec<u8>)> {
         definition.into_iter().for_each(|d| add_with_references(d, &mut names));
         let mut schemas = Map::new();
         for name in names {
-            let schema = match schema::builtin(&name) {
-                Some(schema) => definitions::builtin(Flavor::V3, &facts, schema),
-                None => definitions::version_info(Flavor::V3, &facts),
-            };
-            schemas.insert(name, schema);
+            if let Some(schema) = schema::builtin(&name) {
+                schemas.insert(name, definitions::builtin(Flavor::V3, &facts, schema));
+            }
         }
         let mut components = json!({"securitySchemes": {"BearerToken": bearer_token()}});
         if !schemas.is_empty() {
@@ -323,8 +321,6 @@ fn for_each_of_v2(
             add(Part::Definition, &name, &definition);
         }
     }
-    let info = definitions::version_info(Flavor::V2, &facts);
-    add(Part::Definition, definitions::VERSION_INFO, &info);
 }
 
 /// The members of version 2 beside paths and definitions.
@@ -468,6 +464,78 @@ mod tests {
 
     fn parse(bytes: &[u8]) -> Value {
         serde_json::from_slice(bytes).unwrap()
+    }
+
+    /// JSON in which every member is named once: readers differ in what they make of others.
+    struct Distinct;
+
+    impl<'de> serde::Deserialize<'de> for Distinct {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Distinct, D::Error> {
+            deserializer.deserialize_any(Distinct)
+        }
+    }
+
+    impl<'de> serde::de::Visitor<'de> for Distinct {
+        type Value = Distinct;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("JSON")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Distinct, A::Error> {
+            let mut names = BTreeSet::new();
+            while let Some((name, Distinct)) = map.next_entry::<String, Distinct>()? {
+                if let Some(twice) = names.replace(name) {
+                    return Err(serde::de::Error::custom(format!("{twice} is there twice")));
+                }
+            }
+            Ok(Distinct)
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Distinct, A::Error> {
+            while let Some(Distinct) = seq.next_element()? {}
+            Ok(Distinct)
+        }
+
+        fn visit_bool<E>(self, _: bool) -> Result<Distinct, E> {
+            Ok(Distinct)
+        }
+
+        fn visit_i64<E>(self, _: i64) -> Result<Distinct, E> {
+            Ok(Distinct)
+        }
+
+        fn visit_u64<E>(self, _: u64) -> Result<Distinct, E> {
+            Ok(Distinct)
+        }
+
+        fn visit_f64<E>(self, _: f64) -> Result<Distinct, E> {
+            Ok(Distinct)
+        }
+
+        fn visit_str<E>(self, _: &str) -> Result<Distinct, E> {
+            Ok(Distinct)
+        }
+
+        fn visit_unit<E>(self) -> Result<Distinct, E> {
+            Ok(Distinct)
+        }
+    }
+
+    #[test]
+    fn members_are_named_once() {
+        let distinct = |what: &str, bytes: &[u8]| {
+            if let Err(error) = serde_json::from_slice::<Distinct>(bytes) {
+                panic!("{what}: {error}");
+            }
+        };
+        distinct("v2", &v2(&[], &|_, _| true));
+        for (name, document) in v3_others(&["apps", "batch"]) {
+            distinct(&name, &document);
+        }
+        for (group, version) in [("", "v1"), ("apps", "v1"), ("apiextensions.k8s.io", "v1")] {
+            distinct(group, &v3_for_group(group, version).unwrap());
+        }
     }
 
     /// Every `$ref` must lead somewhere.

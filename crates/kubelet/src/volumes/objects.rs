@@ -142,7 +142,7 @@ struct Wire {
 }
 
 fn decode(body: &[u8]) -> Result<Data, String> {
-    let wire: Wire = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+    let wire: Wire = apimachinery::object::read(body).map_err(|e| e.to_string())?;
     let secret = wire.kind.as_deref() == Some("Secret");
     let bytes = |text: String| BASE64.decode(text).map_err(|e| e.to_string());
     let mut data = Data::new();
