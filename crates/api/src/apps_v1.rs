@@ -4,6 +4,7 @@ pub(crate) mod validation;
 
 use serde_json::{Value, json};
 
+use crate::core_v1::pod::warnings;
 use crate::core_v1::{persistent_volume, pod};
 use crate::scale;
 use crate::strategy::{DEFAULT, Rules, WITH_STATUS};
@@ -17,6 +18,7 @@ const BASE: Rules = Rules { group: GROUP, ..WITH_STATUS };
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "deployments",
+        warnings: |new, old| warnings::of_workload(new, old, "spec.template", true),
         first_status: r#"{}"#,
         defaults: deployment_defaults,
         prepare_for_status_update: |new, old| new.copy_from(old, "metadata.labels"),
@@ -30,6 +32,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "replicasets",
+        warnings: |new, old| warnings::of_workload(new, old, "spec.template", true),
         first_status: r#"{"replicas":0}"#,
         defaults: replica_set_defaults,
         validate: validation::replica_set,
@@ -41,6 +44,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "statefulsets",
+        warnings: |new, old| warnings::of_workload(new, old, "spec.template", false),
         first_status: r#"{"replicas":0,"availableReplicas":0}"#,
         defaults: stateful_set_defaults,
         name: crate::meta::label_name,
@@ -53,6 +57,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "daemonsets",
+        warnings: |new, old| warnings::of_workload(new, old, "spec.template", false),
         first_status: r#"{"currentNumberScheduled":0,"numberMisscheduled":0,"desiredNumberScheduled":0,"numberReady":0}"#,
         defaults: daemon_set_defaults,
         prepare_for_create: |set| set_template_generation(set, 1),

@@ -4,7 +4,7 @@ mod validation;
 
 use serde_json::Value;
 
-use crate::core_v1::pod;
+use crate::core_v1::pod::{self, warnings};
 use crate::strategy::{FieldLabels, GarbageCollection, Rules, WITH_STATUS};
 use crate::value::{Read, Write};
 
@@ -15,6 +15,7 @@ const BASE: Rules = Rules { group: GROUP, ..WITH_STATUS };
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "jobs",
+        warnings: |new, old| warnings::of_workload(new, old, "spec.template", true),
         first_status: r#"{}"#,
         defaults: job_defaults,
         validate: validation::job,
@@ -32,6 +33,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "cronjobs",
+        warnings: |new, old| warnings::of_workload(new, old, "spec.jobTemplate.spec.template", true),
         first_status: r#"{}"#,
         defaults: cron_job_defaults,
         validate: validation::cron_job,

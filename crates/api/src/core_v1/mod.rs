@@ -37,7 +37,7 @@ pub static RULES: &[Rules] = &[
         validate_update: pod::update::update,
         validate_status_update: pod::update::status_update,
         validate_subresource: Some(pod::update::subresource),
-        warnings: pod::validation::warnings,
+        warnings: pod::warnings::of_pod,
         generation: &["spec"],
         prepare_for_create: pod::prepare_for_create,
         prepare_for_status_update: pod::prepare_for_status_update,
@@ -65,6 +65,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "podtemplates",
+        warnings: |new, old| pod::warnings::of_workload(new, old, "template", false),
         generation: &["template"],
         defaults: |template| {
             if let Some(template) = template.find_mut("template") {
@@ -84,6 +85,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "replicationcontrollers",
+        warnings: |new, old| pod::warnings::of_workload(new, old, "spec.template", true),
         first_status: r#"{"replicas":0}"#,
         defaults: replication_controller::defaults,
         validate: replication_controller::validate,

@@ -6,6 +6,7 @@ pub mod scheduling;
 pub mod update;
 pub mod validation;
 pub mod volume;
+pub mod warnings;
 
 use apimachinery::quantity::Quantity;
 use serde_json::{Value, json};
