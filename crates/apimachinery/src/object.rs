@@ -119,7 +119,8 @@ impl Message {
 }
 
 /// Reads an object, or a part of one, into a struct. Clients in Go write some members that are empty as `null`, which structs that
-/// expect a list or a time refuse: those members then count as left out.
+/// expect a list or a time refuse: those members then count as left out, and the time of a condition, which may not be, as Go's
+/// zero.
 pub fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
     serde_json::from_slice(json).or_else(|_| {
         let mut value: Value = serde_json::from_slice(json)?;
@@ -131,6 +132,9 @@ pub fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
 fn drop_nulls(value: &mut Value) {
     match value {
         Value::Object(members) => {
+            if let Some(time @ Value::Null) = members.get_mut("lastTransitionTime") {
+                *time = "0001-01-01T00:00:00Z".into();
+            }
             members.retain(|_, member| !member.is_null());
             members.values_mut().for_each(drop_nulls);
         }

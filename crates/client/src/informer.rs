@@ -449,6 +449,17 @@ mod tests {
         objects.iter().map(|o| o.key()).collect()
     }
 
+    #[test]
+    fn conditions_without_a_time_are_read() {
+        use k8s_openapi::api::core::v1::Service;
+        let body = serde_json::json!({"metadata": {"name": "s", "creationTimestamp": null}, "status": {"conditions": [
+            {"type": "A", "status": "True", "reason": "", "message": "", "lastTransitionTime": null}]}});
+        let object = Encoded::new(Bytes::from(body.to_string()), 1, |_| vec![]).unwrap();
+        let service: Service = object.decode().unwrap();
+        assert_eq!(service.metadata.creation_timestamp, None);
+        assert_eq!(service.status.unwrap().conditions.unwrap()[0].type_, "A");
+    }
+
     #[tokio::test]
     async fn follows_its_source() {
         let (sender, receiver) = mpsc::unbounded_channel();

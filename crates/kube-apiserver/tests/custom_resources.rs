@@ -322,6 +322,31 @@ async fn policies_tell_what_their_types_say() {
     );
 }
 
+/// A definition goes once its objects are gone, and what it served with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_definitions_go() {
+    let cluster = cluster().await;
+    let schema = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
+    let versions = json!([{"name": "v1", "served": true, "storage": true, "schema": schema}]);
+    define(&cluster, versions, json!({"strategy": "None"})).await;
+    let things = things(&cluster, "v1");
+    things.create(&PostParams::default(), &thing("v1", "a", json!({}))).await.unwrap();
+    let definitions: Api<DynamicObject> = Api::all_with(
+        cluster.client.clone(),
+        &of_kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition"),
+    );
+    let name = format!("things.{GROUP}");
+    definitions.delete(&name, &Default::default()).await.unwrap();
+    let gone = async {
+        while definitions.get_opt(&name).await.unwrap().is_some()
+            || things.list(&ListParams::default()).await.is_ok()
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("the definition goes");
+}
+
 #[tokio::test]
 async fn deprecated_versions_say_so() {
     let cluster = cluster().await;

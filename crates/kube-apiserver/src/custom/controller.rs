@@ -224,11 +224,14 @@ impl Controller {
             }
             Ok((new, Vec::new()))
         };
-        match write.update("", definition.name(), crate::registry::write::Change::With(&release)).await {
-            Ok(_) => Ok(()),
-            Err(status) if status.code == 404 => Ok(()),
+        let released =
+            write.update("", definition.name(), crate::registry::write::Change::With(&release)).await;
+        // It has no grace period at whose end it would go by itself.
+        let gone = match released {
+            Ok(_) => Writer::delete(&self.access, GROUP, RESOURCE, "", definition.name()).await,
             Err(status) => Err(status),
-        }
+        };
+        gone.or_else(|status| if status.code == 404 { Ok(()) } else { Err(status) })
     }
 }
 
