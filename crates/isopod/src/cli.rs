@@ -64,9 +64,27 @@ pub enum ImagesCommand {
 /// The values of a command's flags by their names, given or by default; `/flagz` tells them.
 pub type Told = BTreeMap<String, String>;
 
+/// The command line, with help that is worth reading.
+fn definition() -> clap::Command {
+    let mut definition = Cli::command();
+    // Names as long as upstream's leave no room for a text beside them.
+    for name in ["up", "server", "kube-apiserver", "etcd"] {
+        definition = definition.mut_subcommand(name, |command| command.next_line_help(true));
+    }
+    // They are to be addressed as the server was, whatever the server itself was told beyond that.
+    for name in ["down", "status", "images"] {
+        let hidden = |flag: clap::Arg| match flag.get_help_heading() {
+            Some(_) => flag.hide(true),
+            None => flag,
+        };
+        definition = definition.mut_subcommand(name, |command| command.mut_args(hidden));
+    }
+    definition
+}
+
 /// The command line of this process, and the flags of the command it names. Ends the process where it is wrong.
 pub fn parse() -> (Cli, Told) {
-    let mut definition = Cli::command();
+    let mut definition = definition();
     let matches = definition.get_matches_mut();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let told = tell(&definition, &matches);
@@ -96,7 +114,7 @@ fn tell(definition: &clap::Command, matches: &ArgMatches) -> Told {
 
 /// Writes the completion script to standard output.
 pub fn completions(shell: clap_complete::Shell) {
-    clap_complete::generate(shell, &mut Cli::command(), "isopod", &mut std::io::stdout());
+    clap_complete::generate(shell, &mut definition(), "isopod", &mut std::io::stdout());
 }
 
 #[cfg(test)]
@@ -105,12 +123,12 @@ mod tests {
 
     #[test]
     fn the_definition_is_consistent() {
-        Cli::command().debug_assert();
+        definition().debug_assert();
     }
 
     #[test]
     fn flags_are_told_by_their_names() {
-        let mut definition = Cli::command();
+        let mut definition = definition();
         let line = ["isopod", "server", "--tls-san=a,b", "--tls-san=c", "--disable-agent", "--node-name=n"];
         let matches = definition.try_get_matches_from_mut(line).unwrap();
         let told = tell(&definition, &matches);

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 
+const AUDIT: &str = "Audit";
+
 /// A control plane and, unless told otherwise, a node.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServerFlags {
@@ -78,19 +80,19 @@ pub struct ServerFlags {
     /// Wait for the disk before a write is acknowledged; off, a power loss may undo the last writes
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub durable_writes: bool,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Encryption")]
     pub encryption: kube_apiserver::EncryptionFlags,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Authentication")]
     pub authentication: kube_apiserver::AuthenticationFlags,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Authorization")]
     pub authorization: kube_apiserver::AuthorizationFlags,
     /// Which requests the audit log tells of, and how much: a Policy of audit.k8s.io/v1
-    #[arg(long)]
+    #[arg(long, help_heading = AUDIT)]
     pub audit_policy_file: Option<PathBuf>,
     /// The audit log; - is standard output
-    #[arg(long, requires = "audit_policy_file")]
+    #[arg(long, requires = "audit_policy_file", help_heading = AUDIT)]
     pub audit_log_path: Option<PathBuf>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = AUDIT)]
     pub audit_webhook: kube_apiserver::AuditWebhookFlags,
 }
 
