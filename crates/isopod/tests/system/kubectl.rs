@@ -199,8 +199,8 @@ pub fn account_tokens_in_secrets(cluster: &Cluster) {
     let n = cluster.namespace("accounts");
     n.kubectl("create serviceaccount robot");
     n.apply(
-        "{apiVersion: v1, kind: Secret, type: kubernetes.io/service-account-token, \
-          metadata: {name: key, annotations: {kubernetes.io/service-account.name: robot}}}",
+        "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/service-account-token\n\
+         metadata: {name: key, annotations: {kubernetes.io/service-account.name: robot}}\n",
     );
     let token =
         until("the token", || Some(n.field("secret/key", "{.data.token}")).filter(|token| !token.is_empty()));
@@ -211,9 +211,10 @@ pub fn account_tokens_in_secrets(cluster: &Cluster) {
     let config = cluster.directory.join("token.yaml");
     let server = n.kubectl("config view -o jsonpath={.clusters[0].cluster.server}");
     let text = format!(
-        "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: '{server}', \
-          insecure-skip-tls-verify: true}}}}], users: [{{name: u, user: {{token: '{token}'}}}}], \
-          contexts: [{{name: c, context: {{cluster: c, user: u}}}}]}}"
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+         clusters: [{{name: c, cluster: {{server: '{server}', insecure-skip-tls-verify: true}}}}]\n\
+         users: [{{name: u, user: {{token: '{token}'}}}}]\n\
+         contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
     );
     std::fs::write(&config, text).expect("write the kubeconfig");
     let config = config.to_str().expect("its path");
