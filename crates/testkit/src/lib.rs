@@ -5,3 +5,4 @@ pub mod example_images;
 pub mod load;
 pub mod packages;
 pub mod pods;
+pub mod schedule;

@@ -57,7 +57,7 @@ pub async fn run(flags: Flags) -> Result<()> {
 }
 
 /// Waits for a server that may just be starting.
-async fn connect(path: &PathBuf) -> Result<Client> {
+pub(crate) async fn connect(path: &PathBuf) -> Result<Client> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Ok(kubeconfig) = Kubeconfig::read_from(path) {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use testkit::{example_images, load, pods};
+use testkit::{example_images, load, pods, schedule};
 
 #[derive(Parser)]
 enum Cli {
@@ -13,6 +13,8 @@ enum Cli {
     Substitute { manifests: Vec<PathBuf> },
     /// Print how long pods of a cluster take to become Ready
     Pods(Box<pods::Flags>),
+    /// Print how soon pods are bound, on a control plane without nodes of its own
+    Schedule(Box<schedule::Flags>),
     /// Load an API server and print what each operation costs it
     Load(Box<load::Flags>),
 }
@@ -33,6 +35,10 @@ fn main() -> anyhow::Result<()> {
         Cli::Pods(flags) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(pods::run(*flags))
+        }
+        Cli::Schedule(flags) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(schedule::run(*flags))
         }
         Cli::Load(flags) => {
             let runtime =
