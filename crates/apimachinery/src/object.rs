@@ -125,7 +125,8 @@ pub fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
     serde_json::from_slice(json).or_else(|_| {
         let mut value: Value = serde_json::from_slice(json)?;
         drop_nulls(&mut value);
-        T::deserialize(value)
+        // Through text again: a second way to read every type would cost more than a megabyte of code.
+        serde_json::from_slice(&serde_json::to_vec(&value)?)
     })
 }
 
