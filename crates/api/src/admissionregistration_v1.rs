@@ -391,7 +391,7 @@ fn validate_policy(policy: &Value) -> Errors {
             }
         }
         let name = variable.text("name");
-        if !name.trim().is_empty() && !is_cel_identifier(name) {
+        if !name.trim().is_empty() && !expression::is_identifier(name) {
             errors.invalid(&list.index(i).child("name"), name, "must be a valid CEL identifier");
         }
     }
@@ -447,34 +447,6 @@ fn validate_policy(policy: &Value) -> Errors {
         }
     }
     errors
-}
-
-fn is_cel_identifier(name: &str) -> bool {
-    const RESERVED: [&str; 21] = [
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-        "package",
-        "namespace",
-        "return",
-        "var",
-        "void",
-        "while",
-    ];
-    let first = name.bytes().next().is_some_and(|b| b == b'_' || b.is_ascii_alphabetic());
-    first && name.bytes().all(|b| b == b'_' || b.is_ascii_alphanumeric()) && !RESERVED.contains(&name)
 }
 
 fn match_resources(errors: &mut Errors, matching: &Value, path: &Path<'_>) {

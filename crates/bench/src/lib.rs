@@ -1,5 +1,7 @@
 //! Programs that load one part of the system and print figures, and what they share. `scripts/bench` runs them.
 
+pub mod process;
+
 use std::io;
 use std::path::{Path, PathBuf};
 

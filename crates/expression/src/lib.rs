@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub use cost::Range as Cost;
 pub use declarations::{AUTHORIZER, DECISION, GROUP_CHECK, PATH_CHECK, RESOURCE_CHECK};
 pub use eval::{Lazy, Variables};
-pub use types::{Decl, DeclKind, ListType, Object, ObjectField, Type, escape, unescape};
+pub use types::{Decl, DeclKind, ListType, Object, ObjectField, Type, escape, is_identifier, unescape};
 pub use value::{Error, List, Map, Opaque, Text, Value, fail};
 
 /// The most one evaluation may cost (upstream's PerCallLimit).

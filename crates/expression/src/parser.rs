@@ -3,6 +3,7 @@
 use crate::lexer::{Spanned, Token, tokens};
 use crate::macros;
 use crate::syntax::{Entry, Expr, Field, Kind, Literal, Offset, Problem, render};
+use crate::types::RESERVED;
 
 /// Longer sources are refused.
 const SOURCE_CHARS_MAX: usize = 100_000;
@@ -10,26 +11,6 @@ const SOURCE_CHARS_MAX: usize = 100_000;
 const DEPTH_MAX: usize = 250;
 /// How many nodes may lie on a way down: more would not fit the stack of whoever evaluates.
 const NODES_DEEP_MAX: u16 = 300;
-
-const RESERVED: [&str; 17] = [
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
 
 const OPERANDS: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
 

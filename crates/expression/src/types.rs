@@ -213,7 +213,8 @@ impl Decl {
     }
 }
 
-const RESERVED: [&str; 21] = [
+/// Names that no variable may have: literals and an operator first, then words kept for other languages.
+pub(crate) const RESERVED: [&str; 21] = [
     "true",
     "false",
     "null",
@@ -236,6 +237,12 @@ const RESERVED: [&str; 21] = [
     "void",
     "while",
 ];
+
+/// Whether an expression can name a variable so.
+pub fn is_identifier(name: &str) -> bool {
+    let first = name.bytes().next().is_some_and(|b| b == b'_' || b.is_ascii_alphabetic());
+    first && name.bytes().all(|b| b == b'_' || b.is_ascii_alphanumeric()) && !RESERVED.contains(&name)
+}
 
 /// A property name as expressions spell it; `None` where no expression can.
 pub fn escape(name: &str) -> Option<String> {

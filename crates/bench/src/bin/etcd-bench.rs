@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use bench::process;
 use bytes::{Buf, BufMut, Bytes};
 use clap::Parser;
 use etcd::api::{self, compare::TargetUnion, request_op::Request as Op, watch_request::RequestUnion};
@@ -133,19 +134,12 @@ impl Server {
         Ok(server)
     }
 
-    fn status(&self, field: &str) -> f64 {
-        let Some(pid) = self.pid else { return 0.0 };
-        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let line = text.lines().find_map(|l| l.strip_prefix(field)).unwrap_or_default();
-        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0)
+    fn resident_mb(&self) -> f64 {
+        self.pid.map_or(0.0, |pid| process::memory_mb(&pid.to_string(), "VmRSS"))
     }
 
     fn cpu_seconds(&self) -> f64 {
-        let Some(pid) = self.pid else { return 0.0 };
-        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-        let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-        (ticks(11) + ticks(12)) / 100.0
+        self.pid.map_or(0.0, |pid| process::cpu_seconds(&pid.to_string()))
     }
 }
 
@@ -154,13 +148,6 @@ async fn call(channel: &Channel, path: &'static str, message: Bytes) -> Result<B
     client.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
     let answer = client.unary(Request::new(message), PathAndQuery::from_static(path), Raw).await?;
     Ok(answer.into_inner())
-}
-
-fn own_cpu_seconds() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / 100.0
 }
 
 /// Prints one line of the table.
@@ -202,7 +189,8 @@ async fn load(
     }
     // The first moments make connections and caches warm.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let begin = (Instant::now(), done.load(Ordering::Relaxed), server.cpu_seconds(), own_cpu_seconds());
+    let begin =
+        (Instant::now(), done.load(Ordering::Relaxed), server.cpu_seconds(), process::cpu_seconds("self"));
     tokio::time::sleep(Duration::from_secs(options.seconds)).await;
     let n = done.load(Ordering::Relaxed) - begin.1;
     tell(
@@ -211,7 +199,7 @@ async fn load(
         n,
         begin.0.elapsed().as_secs_f64(),
         server.cpu_seconds() - begin.2,
-        own_cpu_seconds() - begin.3,
+        process::cpu_seconds("self") - begin.3,
     );
     stop.store(true, Ordering::Relaxed);
     while let Some(ended) = tasks.join_next().await {
@@ -350,7 +338,12 @@ async fn watches(server: &Server, options: &Options) -> Result<()> {
         });
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let begin = (Instant::now(), received.load(Ordering::Relaxed), server.cpu_seconds(), own_cpu_seconds());
+    let begin = (
+        Instant::now(),
+        received.load(Ordering::Relaxed),
+        server.cpu_seconds(),
+        process::cpu_seconds("self"),
+    );
     tokio::time::sleep(Duration::from_secs(options.seconds)).await;
     let n = received.load(Ordering::Relaxed) - begin.1;
     let what = format!("watch event 256 B, {} watchers (puts included)", options.watchers);
@@ -360,7 +353,7 @@ async fn watches(server: &Server, options: &Options) -> Result<()> {
         n,
         begin.0.elapsed().as_secs_f64(),
         server.cpu_seconds() - begin.2,
-        own_cpu_seconds() - begin.3,
+        process::cpu_seconds("self") - begin.3,
     );
     stop.store(true, Ordering::Relaxed);
     while let Some(ended) = writers.join_next().await {
@@ -396,7 +389,7 @@ async fn fill(server: &Server, keys: usize) -> Result<()> {
         "{:<7} {keys} keys of 256 B put in {:.1} s; resident {:.0} MB",
         server.name,
         begun.elapsed().as_secs_f64(),
-        server.status("VmRSS") / 1000.0
+        server.resident_mb()
     );
     Ok(())
 }
@@ -422,7 +415,7 @@ async fn measure(server: &Server, options: &Options) -> Result<()> {
     if wanted("watch") {
         watches(server, options).await?;
     }
-    println!("{:<7} resident after that: {:.0} MB", server.name, server.status("VmRSS") / 1000.0);
+    println!("{:<7} resident after that: {:.0} MB", server.name, server.resident_mb());
     if options.fill > 0 {
         fill(server, options.fill).await?;
     }

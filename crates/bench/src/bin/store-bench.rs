@@ -4,19 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bench::process;
 use etcd::{Directory, Engine, Options};
 use storage::{Change, Expect, Store, WriteRequest};
 
 // As in the binary.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-fn cpu_seconds() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / 100.0
-}
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -27,7 +21,7 @@ async fn main() -> anyhow::Result<()> {
     let engine = Engine::open(Arc::new(Directory::open(directory.as_ref())?), Options::default())?;
     let done = Arc::new(AtomicU64::new(0));
     let until = Instant::now() + Duration::from_secs(seconds);
-    let (started, cpu) = (Instant::now(), cpu_seconds());
+    let (started, cpu) = (Instant::now(), process::cpu_seconds("self"));
     let mut tasks = tokio::task::JoinSet::new();
     for writer in 0..writers {
         let (engine, done) = (engine.clone(), done.clone());
@@ -51,7 +45,7 @@ async fn main() -> anyhow::Result<()> {
     println!(
         "durable 512 B puts, {writers} writers: {:.0}/s, {:.1} µs CPU each",
         n / elapsed,
-        (cpu_seconds() - cpu) / n * 1e6
+        (process::cpu_seconds("self") - cpu) / n * 1e6
     );
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use bench::process;
 use bytes::Bytes;
 use etcd::{Directory, Engine, Op, Options, Put, Query, Txn};
 use storage::{Change, Expect, KeyRange, Store, WriteRequest};
@@ -17,28 +18,14 @@ use storage::{Change, Expect, KeyRange, Store, WriteRequest};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn status(field: &str) -> f64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(field));
-    line.and_then(|l| l.split_whitespace().nth(1)).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(0.0)
-        / 1000.0
-}
-
-fn cpu_seconds() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / 100.0
-}
-
 fn report(engine: &Engine) {
     let (size, (keys, events)) = (engine.size(), engine.statistics());
     println!(
         "{keys} keys, {events} events of history; resident {:.0} MB (anonymous {:.0} MB, highest {:.0} MB); disk {:.0} MB, \
          in use {:.0} MB",
-        status("VmRSS"),
-        status("RssAnon"),
-        status("VmHWM"),
+        process::memory_mb("self", "VmRSS"),
+        process::memory_mb("self", "RssAnon"),
+        process::memory_mb("self", "VmHWM"),
         size.bytes as f64 / 1e6,
         size.bytes_in_use as f64 / 1e6
     );
@@ -48,7 +35,7 @@ fn open(directory: &str) -> anyhow::Result<Engine> {
     let options = Options { history_events_max: 0, ..Options::default() };
     let started = Instant::now();
     let engine = Engine::open(Arc::new(Directory::open(directory.as_ref())?), options)?;
-    println!("open: {:.3} s, {:.2} s of CPU", started.elapsed().as_secs_f64(), cpu_seconds());
+    println!("open: {:.3} s, {:.2} s of CPU", started.elapsed().as_secs_f64(), process::cpu_seconds("self"));
     Ok(engine)
 }
 
@@ -87,7 +74,11 @@ async fn fill(engine: &Engine, keys: u64, bytes: usize, rounds: u64) -> anyhow::
         while let Some(done) = tasks.join_next().await {
             done??;
         }
-        println!("round {round}: {:.1} s, {:.1} s of CPU", started.elapsed().as_secs_f64(), cpu_seconds());
+        println!(
+            "round {round}: {:.1} s, {:.1} s of CPU",
+            started.elapsed().as_secs_f64(),
+            process::cpu_seconds("self")
+        );
         report(engine);
     }
     Ok(())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bench::process;
 use bytes::Bytes;
 use etcd::{Directory, Engine, Options, Put};
 use futures::StreamExt;
@@ -27,20 +28,6 @@ struct Counters {
     watches: AtomicU64,
     leases: AtomicU64,
     latencies_us: Mutex<Vec<u32>>,
-}
-
-fn resident_mb() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|l| l.split_whitespace().next()).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(0.0)
-        / 1000.0
-}
-
-fn cpu_seconds() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / 100.0
 }
 
 /// Writes until `stop`, a write every `pause` (0 is as fast as possible).
@@ -134,7 +121,7 @@ fn report(engine: &Engine, counters: &Counters, seconds: f64, cpu: f64) {
         at(0.5),
         at(0.99),
         at(1.0 - 1e-9),
-        resident_mb(),
+        process::memory_mb("self", "VmRSS"),
         size.bytes as f64 / 1e6,
         size.bytes_in_use as f64 / 1e6,
         counters.leases.swap(0, Ordering::Relaxed),
@@ -157,13 +144,13 @@ async fn main() -> anyhow::Result<()> {
     for i in 0..WRITERS {
         tasks.spawn(writer(engine.clone(), counters.clone(), i, Duration::ZERO, stop.clone()));
     }
-    let cpu = cpu_seconds();
+    let cpu = process::cpu_seconds("self");
     tokio::time::sleep(Duration::from_secs(probe)).await;
     stop.cancel();
     while tasks.join_next().await.is_some() {}
     let full = counters.writes.load(Ordering::Relaxed) / probe;
     print!("full load: ");
-    report(&engine, &counters, probe as f64, cpu_seconds() - cpu);
+    report(&engine, &counters, probe as f64, process::cpu_seconds("self") - cpu);
 
     let (stop, pause) =
         (CancellationToken::new(), Duration::from_secs_f64(2.0 * WRITERS as f64 / full.max(1) as f64));
@@ -185,9 +172,9 @@ async fn main() -> anyhow::Result<()> {
         tasks.spawn(async move { engine.run_leases(stop.cancelled_owned()).await });
     }
     for _ in 0..REPORTS {
-        let (started, cpu) = (Instant::now(), cpu_seconds());
+        let (started, cpu) = (Instant::now(), process::cpu_seconds("self"));
         tokio::time::sleep(Duration::from_secs_f64(seconds as f64 / REPORTS as f64)).await;
-        report(&engine, &counters, started.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+        report(&engine, &counters, started.elapsed().as_secs_f64(), process::cpu_seconds("self") - cpu);
     }
     stop.cancel();
     while tasks.join_next().await.is_some() {}
