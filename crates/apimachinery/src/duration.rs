@@ -9,39 +9,53 @@ pub fn parse(text: &str) -> Option<Duration> {
 
 /// As [`parse`], in nanoseconds and signed.
 pub fn parse_nanos(text: &str) -> Option<i64> {
-    let (negative, mut rest) = match text.as_bytes().first()? {
+    read(text).ok()
+}
+
+/// As [`parse_nanos`]; the error is what Go says of it.
+pub fn read(text: &str) -> Result<i64, String> {
+    let quoted = || crate::status::quote(text);
+    let invalid = || format!("time: invalid duration {}", quoted());
+    let (negative, mut rest) = match text.as_bytes().first().ok_or_else(invalid)? {
         b'-' => (true, &text[1..]),
         b'+' => (false, &text[1..]),
         _ => (false, text),
     };
     if rest == "0" {
-        return Some(0);
+        return Ok(0);
     }
     if rest.is_empty() {
-        return None;
+        return Err(invalid());
     }
+    let digits = |text: &str| text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let mut total: i128 = 0;
     while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let number = &rest[..end];
-        rest = &rest[end..];
-        let unit_end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let unit: i128 = match &rest[..unit_end] {
+        let (whole, after) = rest.split_at(digits(rest));
+        let (fraction, after) = match after.strip_prefix('.') {
+            Some(after) => after.split_at(digits(after)),
+            None => ("", after),
+        };
+        if whole.is_empty() && fraction.is_empty() {
+            return Err(invalid());
+        }
+        let unit_end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let unit: i128 = match &after[..unit_end] {
             "ns" => 1,
             "us" | "µs" | "μs" => 1_000,
             "ms" => 1_000_000,
             "s" => 1_000_000_000,
             "m" => 60_000_000_000,
             "h" => 3_600_000_000_000,
-            _ => return None,
+            "" => return Err(format!("time: missing unit in duration {}", quoted())),
+            other => {
+                let other = crate::status::quote(other);
+                return Err(format!("time: unknown unit {other} in duration {}", quoted()));
+            }
         };
-        rest = &rest[unit_end..];
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
-            return None;
-        }
+        rest = &after[unit_end..];
         if !whole.is_empty() {
-            total = total.checked_add(whole.parse::<i128>().ok()?.checked_mul(unit)?)?;
+            let whole = whole.parse::<i128>().ok().and_then(|n| n.checked_mul(unit));
+            total = whole.and_then(|n| total.checked_add(n)).ok_or_else(invalid)?;
         }
         let mut scale = unit;
         for digit in fraction.bytes().take(18) {
@@ -49,7 +63,7 @@ pub fn parse_nanos(text: &str) -> Option<i64> {
             scale /= 10;
         }
     }
-    i64::try_from(if negative { -total } else { total }).ok()
+    i64::try_from(if negative { -total } else { total }).map_err(|_| invalid())
 }
 
 /// Go's notation, as `time.Duration` prints itself.
@@ -144,8 +158,16 @@ mod tests {
             assert_eq!(parse_nanos(text), Some(nanos), "{text}");
             assert_eq!(format_nanos(nanos), printed);
         }
-        for bad in ["", "1", "s", "1.2.3s", "1d", "-"] {
-            assert_eq!(parse_nanos(bad), None, "{bad}");
+        for (bad, said) in [
+            ("", "invalid duration \"\""),
+            ("-", "invalid duration \"-\""),
+            ("s", "invalid duration \"s\""),
+            ("1", "missing unit in duration \"1\""),
+            ("1.2.3s", "missing unit in duration \"1.2.3s\""),
+            ("1d", "unknown unit \"d\" in duration \"1d\""),
+            ("9999999h", "invalid duration \"9999999h\""),
+        ] {
+            assert_eq!(read(bad), Err(format!("time: {said}")));
         }
     }
 

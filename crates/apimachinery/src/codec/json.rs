@@ -315,15 +315,8 @@ impl<'a> Reader<'a> {
             }
             Kind::Duration => {
                 let text = self.string()?;
-                match crate::duration::parse_nanos(&text) {
-                    Some(nanos) => Value::String(crate::duration::format_nanos(nanos)),
-                    None => {
-                        return Err(DecodeError::new(format!(
-                            "time: invalid duration {}",
-                            crate::status::quote(&text)
-                        )));
-                    }
-                }
+                let nanos = crate::duration::read(&text).map_err(DecodeError::new)?;
+                Value::String(crate::duration::format_nanos(nanos))
             }
         };
         Ok(Some(value))

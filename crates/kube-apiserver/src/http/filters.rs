@@ -215,7 +215,7 @@ async fn answer(
     caller: Caller,
     audit_id: &HeaderValue,
 ) -> Result<Response<Body>, Status> {
-    let received = Timestamp::now();
+    let (received, started) = (Timestamp::now(), Instant::now());
     let trusted = matches!(caller, Caller::Known(_));
     let unguarded = is_health(call.uri.path());
     let policy = match server.registry.policy() {
@@ -227,6 +227,15 @@ async fn answer(
     let peer = match &caller {
         Caller::Wire { peer, .. } => peer.map(|p| p.ip()),
         Caller::Known(_) => None,
+    };
+    let limit = match time_limit(call) {
+        Ok(limit) => limit,
+        Err(status) => {
+            return match record(server, call, None, audit_id, peer, received).await {
+                Some(response) => Ok(response),
+                None => Err(status),
+            };
+        }
     };
     let mut impersonator = None;
     call.user = match caller {
@@ -257,17 +266,8 @@ async fn answer(
         }
     };
     call.headers.remove(header::AUTHORIZATION);
-    if let Some(audit) = &server.audit {
-        let id = audit_id.to_str().unwrap_or_default();
-        let (user, other) = match &impersonator {
-            Some((user, constraint)) => (user, Some((&call.user, constraint.as_str()))),
-            None => (&call.user, None),
-        };
-        let record = audit.begin(id, &call.uri, &call.headers, &call.info, user, other, peer, received).await;
-        match record {
-            Ok(record) => call.record = record.map(Box::new),
-            Err(audit::NotKept) => return Ok(broken(call, "failed to store audit event")),
-        }
+    if let Some(response) = record(server, call, impersonator.as_ref(), audit_id, peer, received).await {
+        return Ok(response);
     }
     let long = is_long(&call.info);
     let (mut _slot, mut _permit) = (None, None);
@@ -301,12 +301,50 @@ async fn answer(
     if long {
         return dispatch(server, call).await;
     }
-    match tokio::time::timeout(TIMEOUT, dispatch(server, call)).await {
+    match tokio::time::timeout(limit.saturating_sub(started.elapsed()), dispatch(server, call)).await {
         Ok(result) => result,
         Err(_) => {
             server.metrics.terminated(&call.asked(), 504);
             Err(Status::timeout("request did not complete within the allotted timeout", 0))
         }
+    }
+}
+
+/// How long the request may take: what `timeout` says in its query, up to [`TIMEOUT`].
+fn time_limit(call: &Call) -> Result<Duration, Status> {
+    let Some(text) = call.query.non_empty("timeout").filter(|_| !is_long(&call.info)) else {
+        return Ok(TIMEOUT);
+    };
+    let nanos = apimachinery::duration::read(text).map_err(|why| {
+        Status::bad_request(format!("invalid timeout specified in the request URL - {why}"))
+    })?;
+    Ok(match u64::try_from(nanos) {
+        Ok(nanos) if nanos > 0 => TIMEOUT.min(Duration::from_nanos(nanos)),
+        _ => TIMEOUT,
+    })
+}
+
+/// Begins the request's audit record, if there is to be one. An answer where it could not be kept.
+async fn record(
+    server: &Server,
+    call: &mut Call,
+    impersonator: Option<&(UserInfo, String)>,
+    audit_id: &HeaderValue,
+    peer: Option<std::net::IpAddr>,
+    received: Timestamp,
+) -> Option<Response<Body>> {
+    let audit = server.audit.as_ref()?;
+    let id = audit_id.to_str().unwrap_or_default();
+    let (user, other) = match impersonator {
+        Some((user, constraint)) => (user, Some((&call.user, constraint.as_str()))),
+        None => (&call.user, None),
+    };
+    match audit.begin(id, &call.uri, &call.headers, &call.info, user, other, peer, received).await {
+        Ok(record) => {
+            call.record = record.map(Box::new);
+            None
+        }
+        Err(audit::NotKept) => Some(broken(call, "failed to store audit event")),
     }
 }
 
