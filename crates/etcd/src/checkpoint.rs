@@ -17,7 +17,7 @@ use crate::command::{put_alarm, put_bytes, put_i64, take_alarm, take_bytes, take
 use crate::disk::{AppendFile, Disk, ReadFile};
 use crate::files::FileName;
 use crate::frame::{self, Frames};
-use crate::record::Record;
+use crate::record::{Key, Record, RecordRef};
 use crate::request::Place;
 use crate::state::{Header, State};
 
@@ -79,7 +79,7 @@ impl Writer {
 /// Writes the state at `position`, whose header was `header` then. The caller keeps `header.compacted` pinned
 /// meanwhile. Returns the file's length.
 pub fn write(disk: &dyn Disk, state: &RwLock<State>, position: Position, header: &Header) -> io::Result<u64> {
-    let mut from: Option<Arc<[u8]>> = Some(Arc::from(&[][..]));
+    let mut from: Option<Key> = Some(Key::from(&[][..]));
     let chunks = std::iter::from_fn(|| {
         let (records, next) = state.read().chunk(from.as_deref()?, position.revision, CHUNK_KEYS);
         from = next;
@@ -93,7 +93,7 @@ pub fn write_chunks(
     disk: &dyn Disk,
     position: Position,
     header: &Header,
-    chunks: impl Iterator<Item = Vec<Arc<Record>>>,
+    chunks: impl Iterator<Item = Vec<RecordRef>>,
 ) -> io::Result<u64> {
     let temporary = format!("{}.tmp", name(position.index));
     let file = disk.append_to(&temporary, 0)?;
@@ -200,13 +200,13 @@ fn put_record(out: &mut Vec<u8>, record: &Record, same_key: bool) {
     }
 }
 
-fn take_record(input: &mut &[u8], last_key: &mut Arc<[u8]>) -> Option<Record> {
+fn take_record(input: &mut &[u8], last_key: &mut Key) -> Option<Record> {
     let bits = take_u8(input)?;
     if bits & SAME_KEY == 0 {
         let len = usize::try_from(take_varint(input)?).ok()?;
         let (key, rest) = input.split_at_checked(len)?;
         if **last_key != *key {
-            *last_key = Arc::from(key);
+            *last_key = Key::from(key);
         }
         *input = rest;
     }
@@ -267,18 +267,18 @@ pub fn read(
         frames,
         payload: Vec::new(),
         at: 0,
-        key: Arc::from(&[][..]),
+        key: Key::from(&[][..]),
         count: 0,
         extents: HashMap::new(),
         end: Ok(false),
     };
     // Half of the work is making records, the other half building the index of them.
-    let (sender, receiver) = std::sync::mpsc::sync_channel::<Vec<Arc<Record>>>(4);
+    let (sender, receiver) = std::sync::mpsc::sync_channel::<Vec<RecordRef>>(4);
     let state = std::thread::scope(|scope| {
         scope.spawn(|| {
             let sender = sender;
             loop {
-                let chunk: Vec<Arc<Record>> = (&mut records).take(HANDED_OVER).map(Arc::new).collect();
+                let chunk: Vec<RecordRef> = (&mut records).take(HANDED_OVER).map(RecordRef::new).collect();
                 if chunk.is_empty() || sender.send(chunk).is_err() {
                     return;
                 }
@@ -310,7 +310,7 @@ struct Records {
     frames: Frames,
     payload: Vec<u8>,
     at: usize,
-    key: Arc<[u8]>,
+    key: Key,
     count: i64,
     /// Where in each file the last value ends.
     extents: HashMap<u32, u64>,

@@ -3,7 +3,6 @@
 //! they are durable moves the records over, a few at a time. A data file holds frames of puts, as a log does.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
@@ -14,7 +13,7 @@ use crate::disk::{AppendFile, Disk};
 use crate::engine::Shared;
 use crate::files::FileName;
 use crate::frame::{self, Frames};
-use crate::record::Record;
+use crate::record::RecordRef;
 use crate::request::{Place, Value};
 
 /// Puts looked up, and records moved, under one hold of the lock.
@@ -120,7 +119,7 @@ impl<'a> DataWriter<'a> {
 
 /// A record whose value was copied from one place to another.
 struct Move {
-    record: Arc<Record>,
+    record: RecordRef,
     from: Place,
     to: Place,
 }
@@ -169,11 +168,10 @@ fn copy(
     for command in commands {
         command.puts(&mut puts);
     }
-    let wanted: Vec<Vec<Arc<Record>>> = {
+    let wanted: Vec<Vec<RecordRef>> = {
         let state = shared.state.read();
-        let at =
-            |key: &[u8], place| state.versions(key).iter().filter(move |r| r.len > 0 && r.place() == place);
-        puts.iter().map(|(key, value)| at(key, value.place).cloned().collect()).collect()
+        let at = |key: &[u8], place| state.versions(key).filter(move |r| r.len > 0 && r.place() == place);
+        puts.iter().map(|(key, value)| at(key, value.place).map(|v| v.clone_arc()).collect()).collect()
     };
     for ((key, value), records) in puts.into_iter().zip(wanted) {
         if !records.is_empty() {
@@ -203,7 +201,7 @@ fn apply_moves(
         let mut state = shared.state.write();
         for Move { record, from, to } in chunk {
             // What was swept meanwhile is accounted for already.
-            let kept = state.versions(&record.key).iter().any(|r| Arc::ptr_eq(r, record));
+            let kept = state.versions(&record.key).any(|v| std::ptr::eq(&*v, &**record));
             if kept && record.place() == *from {
                 state.moved(record, *to);
             }

@@ -25,7 +25,7 @@ use crate::durations::Durations;
 use crate::files::{Files, without_value};
 use crate::leases::{Timers, seconds};
 use crate::log::{self, Message, Proposal};
-use crate::record::Record;
+use crate::record::RecordRef;
 use crate::recovery;
 use crate::request::{Alarm, AlarmKind, DeleteRange, Op, Put, Query, Txn, TxnOutcome};
 use crate::snapshot::Snapshot;
@@ -636,7 +636,7 @@ fn random_bits() -> i64 {
 }
 
 fn build_events(files: &Files, happened: &[Happened]) -> Result<Vec<Event>, Error> {
-    let mut records: Vec<Arc<Record>> = Vec::with_capacity(happened.len());
+    let mut records: Vec<RecordRef> = Vec::with_capacity(happened.len());
     for happened in happened {
         records.extend((!happened.record.is_tombstone()).then(|| happened.record.clone()));
         records.extend(happened.previous.clone());

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use storage::{Error, KeyValue, RangeResponse, Revision};
 
 use crate::disk::{Disk, ReadFile};
-use crate::record::Record;
+use crate::record::{Record, RecordRef};
 use crate::request::{OpOutcome, TxnOutcome};
 use crate::state::{Done, Found, Fresh, Transacted, Values};
 
@@ -147,7 +147,7 @@ impl Files {
         }
     }
 
-    pub fn forget(&self, gone: &[Arc<Record>]) {
+    pub fn forget(&self, gone: &[RecordRef]) {
         let mut cache = self.cache.lock();
         for record in gone {
             cache.remove(record.position());
@@ -159,7 +159,7 @@ impl Files {
         }
     }
 
-    pub fn key_value(&self, record: &Arc<Record>) -> Result<Arc<KeyValue>, Error> {
+    pub fn key_value(&self, record: &RecordRef) -> Result<Arc<KeyValue>, Error> {
         if let Some(kv) = self.cache.lock().get(record.position()) {
             return Ok(kv);
         }
@@ -170,7 +170,7 @@ impl Files {
     }
 
     /// The key-values of records, in their order.
-    pub fn key_values(&self, records: &[Arc<Record>]) -> Result<Vec<Arc<KeyValue>>, Error> {
+    pub fn key_values(&self, records: &[RecordRef]) -> Result<Vec<Arc<KeyValue>>, Error> {
         if let [record] = records {
             return Ok(vec![self.key_value(record)?]);
         }
@@ -179,11 +179,11 @@ impl Files {
     }
 
     /// [`Files::key_values`] for a reader of everything, who leaves no trace in the cache.
-    pub fn key_values_once(&self, records: &[Arc<Record>]) -> Result<Vec<Arc<KeyValue>>, Error> {
+    pub fn key_values_once(&self, records: &[RecordRef]) -> Result<Vec<Arc<KeyValue>>, Error> {
         self.read_values(records, 0)
     }
 
-    fn read_values(&self, records: &[Arc<Record>], cached_max: usize) -> Result<Vec<Arc<KeyValue>>, Error> {
+    fn read_values(&self, records: &[RecordRef], cached_max: usize) -> Result<Vec<Arc<KeyValue>>, Error> {
         let mut found: Vec<Option<Arc<KeyValue>>> = Vec::with_capacity(records.len());
         let mut missing = Vec::new();
         {
@@ -216,7 +216,7 @@ impl Files {
     }
 
     /// Bytes that [`Files::key_values`] would have to read at most.
-    pub fn reading(records: &[Arc<Record>]) -> usize {
+    pub fn reading(records: &[RecordRef]) -> usize {
         records.iter().map(|r| r.len as usize).sum()
     }
 
@@ -238,7 +238,7 @@ impl Files {
 
     fn load_many(
         &self,
-        records: &[Arc<Record>],
+        records: &[RecordRef],
         wanted: &mut [usize],
         take: &mut dyn FnMut(usize, Bytes),
     ) -> Result<(), Error> {

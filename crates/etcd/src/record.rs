@@ -1,9 +1,12 @@
 //! One version of one key as the store keeps it in memory: everything but the value, which lies on disk.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::ops::Deref;
+use std::sync::atomic::{self, AtomicU64};
 
 use storage::{LeaseId, Revision};
+use triomphe::ThinArc;
 
 use crate::request::Place;
 
@@ -13,11 +16,52 @@ const OVERHEAD: u64 = 64;
 /// Bytes of a put in the log beside its key and value.
 const STORED_OVERHEAD: u64 = 23;
 
+/// A key, shared by the index and all its versions: one pointer wide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key(ThinArc<(), u8>);
+
+// In the order of the bytes; the pointer's own order looks at the length first.
+impl Ord for Key {
+    fn cmp(&self, other: &Key) -> Ordering {
+        self[..].cmp(other)
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Key) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl From<&[u8]> for Key {
+    fn from(bytes: &[u8]) -> Key {
+        Key(ThinArc::from_header_and_slice((), bytes))
+    }
+}
+
+impl Deref for Key {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0.slice
+    }
+}
+
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
+
+/// A record as index, history and readers share it. Nobody holds one weakly, so there is no count for that: 8 B less for
+/// every version.
+pub type RecordRef = triomphe::Arc<Record>;
+
 /// Immutable but for the place of its value, which moves when its file is cleaned.
 #[derive(Debug)]
 pub struct Record {
     /// Shared by all versions of the key.
-    pub key: Arc<[u8]>,
+    pub key: Key,
     pub create_revision: Revision,
     pub mod_revision: Revision,
     /// Puts since the key was created; 0 for a tombstone.
@@ -33,7 +77,7 @@ pub struct Record {
 
 impl Record {
     pub fn put(
-        key: Arc<[u8]>,
+        key: Key,
         revisions: (Revision, Revision, u32),
         version: i64,
         lease: LeaseId,
@@ -53,7 +97,7 @@ impl Record {
         }
     }
 
-    pub fn tombstone(key: Arc<[u8]>, mod_revision: Revision, sub: u32) -> Record {
+    pub fn tombstone(key: Key, mod_revision: Revision, sub: u32) -> Record {
         Record {
             key,
             create_revision: 0,
@@ -77,12 +121,12 @@ impl Record {
     }
 
     pub fn place(&self) -> Place {
-        let packed = self.place.load(Ordering::Acquire);
+        let packed = self.place.load(atomic::Ordering::Acquire);
         Place { file: (packed >> 32) as u32, offset: packed as u32 }
     }
 
     pub fn move_to(&self, place: Place) {
-        self.place.store(pack(place), Ordering::Release);
+        self.place.store(pack(place), atomic::Ordering::Release);
     }
 
     /// What the version takes of a log file, where its value lies.

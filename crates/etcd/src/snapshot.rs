@@ -13,7 +13,7 @@ use crate::cleaner::DataWriter;
 use crate::disk::Disk;
 use crate::engine::{HashKv, Shared};
 use crate::files::without_value;
-use crate::record::Record;
+use crate::record::{Key, Record, RecordRef};
 use crate::recovery;
 use crate::request::{Place, Value};
 use crate::state::Header;
@@ -34,7 +34,7 @@ pub struct Version {
 pub struct Snapshot {
     shared: Arc<Shared>,
     pub header: Header,
-    records: Option<std::vec::IntoIter<Arc<Record>>>,
+    records: Option<std::vec::IntoIter<RecordRef>>,
 }
 
 impl Snapshot {
@@ -50,9 +50,9 @@ impl Snapshot {
 
     /// Versions up to `revision` in order, without those that compaction at `compacted` has passed by unless they are
     /// what can be read at `kept`.
-    fn records(&self, revision: Revision, compacted: Revision, kept: Revision) -> Vec<Arc<Record>> {
-        let mut records: Vec<Arc<Record>> = Vec::new();
-        let mut from: Option<Arc<[u8]>> = Some(Arc::from(&[][..]));
+    fn records(&self, revision: Revision, compacted: Revision, kept: Revision) -> Vec<RecordRef> {
+        let mut records: Vec<RecordRef> = Vec::new();
+        let mut from: Option<Key> = Some(Key::from(&[][..]));
         while let Some(key) = from {
             let (chunk, next) = self.shared.state.read().chunk(&key, revision, CHUNK_KEYS);
             for (i, record) in chunk.iter().enumerate() {
@@ -87,9 +87,9 @@ impl Snapshot {
         if taken.is_empty() {
             return Ok(None);
         }
-        let puts: Vec<Arc<Record>> = taken.iter().filter(|r| !r.is_tombstone()).cloned().collect();
+        let puts: Vec<RecordRef> = taken.iter().filter(|r| !r.is_tombstone()).cloned().collect();
         let mut kvs = self.shared.files.key_values_once(&puts)?.into_iter();
-        let version = |record: Arc<Record>| {
+        let version = |record: RecordRef| {
             let kv = if record.is_tombstone() { None } else { kvs.next() };
             Version { sub: record.sub, kv: kv.unwrap_or_else(|| Arc::new(without_value(&record))) }
         };
@@ -190,13 +190,13 @@ pub fn restore(
     recovery::check_version(disk)?;
     let next_file = AtomicU32::new(1);
     let mut writer = DataWriter::new(disk, &next_file, 64 << 20);
-    let mut keys: HashMap<Bytes, Arc<[u8]>> = HashMap::new();
+    let mut keys: HashMap<Bytes, Key> = HashMap::new();
     let mut records = Vec::new();
     for version in versions {
         let Version { sub, kv } = version?;
-        let key = keys.entry(kv.key.clone()).or_insert_with(|| Arc::from(&kv.key[..])).clone();
+        let key = keys.entry(kv.key.clone()).or_insert_with(|| Key::from(&kv.key[..])).clone();
         if kv.version == 0 {
-            records.push(Arc::new(Record::tombstone(key, kv.mod_revision, sub)));
+            records.push(RecordRef::new(Record::tombstone(key, kv.mod_revision, sub)));
             continue;
         }
         let value = Value::from(kv.value.clone());
@@ -204,12 +204,12 @@ pub fn restore(
         let place =
             if len == 0 { Place::default() } else { writer.add(kv.key.clone(), value).map_err(failed)? };
         let revisions = (kv.create_revision, kv.mod_revision, sub);
-        records.push(Arc::new(Record::put(key, revisions, kv.version, kv.lease, (len, crc, place))));
+        records.push(RecordRef::new(Record::put(key, revisions, kv.version, kv.lease, (len, crc, place))));
     }
     writer.finish().map_err(failed)?;
     records.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(a.position().cmp(&b.position())));
     let position = Position { index: 0, revision: header.revision, file: 0, offset: 0 };
-    let chunks = records.chunks(4096).map(<[Arc<Record>]>::to_vec);
+    let chunks = records.chunks(4096).map(<[RecordRef]>::to_vec);
     checkpoint::write_chunks(disk, position, header, chunks).map_err(failed)?;
     disk.sync().map_err(failed)
 }

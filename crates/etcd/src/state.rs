@@ -2,11 +2,12 @@
 //! deterministic: applying the same commands gives the same state. No I/O, no clock; values, which lie elsewhere, are
 //! asked for through [`Values`] where a transaction compares them.
 //!
-//! Sketch: a version costs one [`Record`] (88 B with its counts), a pointer in history, and for the first version of a
-//! key the key itself and a map slot of 32 B; about 200 B in all for a key of 30 B. A write finds its key in the map and
+//! Sketch: a version costs one [`Record`] (72 B with its count), a pointer in history, and for the first version of a
+//! key the key itself and a map slot of 24 B; about 180 B in all for a key of 30 B. A write finds its key in the map and
 //! allocates the record. Readers hold the lock for the time of cloning pointers. Compaction only sets a number;
 //! [`State::sweep`] then drops superseded versions a few at a time, in the order of history, so nobody waits for it.
 
+mod history;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -15,65 +16,21 @@ mod transaction;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use storage::{Error, Expect, KeyRange, LeaseId, Revision};
 
 use crate::command::{ChangeTo, Command};
-use crate::record::Record;
+use crate::record::{Key, Record, RecordRef};
 use crate::request::{Alarm, Place, Query, Value};
 
+use history::{History, Version};
 pub use scan::Scan;
 
 /// Where the state finds a value.
 pub trait Values {
     fn value(&self, record: &Record) -> Result<Bytes, Error>;
-}
-
-/// A key's life since the last compaction, oldest first. Most keys have one version; those keep it without a vector.
-/// The box keeps a map slot at 16 B.
-#[derive(Debug)]
-#[allow(clippy::box_collection)]
-enum History {
-    One(Arc<Record>),
-    Many(Box<Vec<Arc<Record>>>),
-}
-
-impl History {
-    fn versions(&self) -> &[Arc<Record>] {
-        match self {
-            History::One(v) => std::slice::from_ref(v),
-            History::Many(v) => v,
-        }
-    }
-
-    fn push(&mut self, version: Arc<Record>) {
-        match self {
-            History::One(first) => *self = History::Many(Box::new(vec![first.clone(), version])),
-            History::Many(v) => v.push(version),
-        }
-    }
-
-    fn latest(&self) -> Option<&Arc<Record>> {
-        self.versions().last().filter(|v| !v.is_tombstone())
-    }
-
-    fn at(&self, revision: Revision) -> Option<&Arc<Record>> {
-        let versions = self.versions();
-        let upto = match versions.last() {
-            Some(last) if last.mod_revision <= revision => versions.len(),
-            _ => versions.partition_point(|v| v.mod_revision <= revision),
-        };
-        versions[..upto].last().filter(|v| !v.is_tombstone())
-    }
-
-    /// The version before `position`, unless that was a deletion or is no longer known.
-    fn before(&self, position: (Revision, u32)) -> Option<&Arc<Record>> {
-        let versions = self.versions();
-        versions[..versions.partition_point(|v| v.position() < position)].last().filter(|v| !v.is_tombstone())
-    }
 }
 
 /// A lease and the keys that end with it.
@@ -82,13 +39,13 @@ pub struct Lease {
     pub ttl_seconds: i64,
     /// What was left when that was last noted; 0 is all of it.
     pub remaining_seconds: i64,
-    pub keys: BTreeSet<Arc<[u8]>>,
+    pub keys: BTreeSet<Key>,
 }
 
 /// What a range found, before values are fetched.
 #[derive(Debug, Default)]
 pub struct Found {
-    pub records: Vec<Arc<Record>>,
+    pub records: Vec<RecordRef>,
     pub more: bool,
     pub count: usize,
     pub revision: Revision,
@@ -108,8 +65,8 @@ pub struct Transacted {
 #[derive(Debug)]
 pub enum Done {
     Range(Found),
-    Put { previous: Option<Arc<Record>> },
-    DeleteRange { deleted: usize, previous: Vec<Arc<Record>> },
+    Put { previous: Option<RecordRef> },
+    DeleteRange { deleted: usize, previous: Vec<RecordRef> },
     Txn(Transacted),
 }
 
@@ -120,7 +77,7 @@ pub enum Applied {
         revision: Revision,
     },
     Unmet {
-        current: Option<Arc<Record>>,
+        current: Option<RecordRef>,
         revision: Revision,
     },
     Transacted(Transacted),
@@ -139,14 +96,14 @@ pub enum Applied {
 /// One event of history, before values are fetched.
 #[derive(Debug)]
 pub struct Happened {
-    pub record: Arc<Record>,
-    pub previous: Option<Arc<Record>>,
+    pub record: RecordRef,
+    pub previous: Option<RecordRef>,
 }
 
 impl Transacted {
     /// Bytes of values that the answer holds.
     pub fn reading(&self) -> usize {
-        let bytes = |records: &[Arc<Record>]| records.iter().map(|r| r.len as usize).sum::<usize>();
+        let bytes = |records: &[RecordRef]| records.iter().map(|r| r.len as usize).sum::<usize>();
         self.outcomes
             .iter()
             .map(|done| match done {
@@ -181,9 +138,9 @@ const EVENTS_SCANNED_MAX: usize = 1 << 14;
 pub struct State {
     revision: Revision,
     compacted: Revision,
-    keys: BTreeMap<Arc<[u8]>, History>,
+    keys: BTreeMap<Key, History>,
     /// Every version that compaction has not passed by, in order.
-    events: VecDeque<Arc<Record>>,
+    events: VecDeque<RecordRef>,
     leases: HashMap<LeaseId, Lease>,
     alarms: BTreeSet<Alarm>,
     meta: BTreeMap<Bytes, Bytes>,
@@ -204,7 +161,7 @@ pub struct State {
 /// A version just put, with the bytes that came with it.
 #[derive(Debug)]
 pub struct Fresh {
-    pub record: Arc<Record>,
+    pub record: RecordRef,
     pub key: Bytes,
     pub value: Bytes,
 }
@@ -244,7 +201,7 @@ pub struct Header {
 
 impl State {
     /// A state as a snapshot tells it. Versions of one key follow each other, oldest first, and keys ascend.
-    pub fn restored(header: Header, versions: impl IntoIterator<Item = Arc<Record>>) -> State {
+    pub fn restored(header: Header, versions: impl IntoIterator<Item = RecordRef>) -> State {
         let mut state = State {
             revision: header.revision,
             compacted: header.compacted,
@@ -261,14 +218,13 @@ impl State {
             })
             .collect();
         let (mut keys, mut events, mut versions) = (Vec::new(), Vec::new(), versions.into_iter().peekable());
-        let mut life: Vec<Arc<Record>> = Vec::new();
+        let mut life: Vec<RecordRef> = Vec::new();
         while let Some(record) = versions.next() {
             life.push(record);
             let key = &life[0].key;
             if versions.peek().is_some_and(|next| next.key == *key) {
                 continue;
             }
-            life.drain(..passed(&life, state.compacted));
             if let Some(entry) = state.restore_key(&mut life, &mut events) {
                 keys.push(entry);
             }
@@ -288,16 +244,23 @@ impl State {
     /// Takes in the versions of one key, which leaves `life` empty.
     fn restore_key(
         &mut self,
-        life: &mut Vec<Arc<Record>>,
-        events: &mut Vec<((Revision, u32), Arc<Record>)>,
-    ) -> Option<(Arc<[u8]>, History)> {
-        for record in &*life {
-            self.account(record);
+        life: &mut Vec<RecordRef>,
+        events: &mut Vec<((Revision, u32), RecordRef)>,
+    ) -> Option<(Key, History)> {
+        let mut history = match life.len() {
+            1 => History::one(life.pop()?),
+            _ => History::many(std::mem::take(life))?,
+        };
+        if !history.trim(self.compacted, &mut Vec::new()) {
+            return None;
+        }
+        for record in history.versions() {
+            self.account(&record);
             if record.mod_revision > self.compacted {
-                events.push((record.position(), record.clone()));
+                events.push((record.position(), record.clone_arc()));
             }
         }
-        let latest = life.last()?;
+        let latest = history.newest()?;
         let key = latest.key.clone();
         if !latest.is_tombstone() {
             self.live_keys += 1;
@@ -305,11 +268,6 @@ impl State {
                 lease.keys.insert(key.clone());
             }
         }
-        let history = match &life[..] {
-            [only] => History::One(only.clone()),
-            _ => History::Many(Box::new(std::mem::take(life))),
-        };
-        life.clear();
         Some((key, history))
     }
 
@@ -432,12 +390,12 @@ impl State {
         }
     }
 
-    fn latest(&self, key: &[u8]) -> Option<&Arc<Record>> {
+    fn latest(&self, key: &[u8]) -> Option<Version<'_>> {
         self.keys.get(key).and_then(History::latest)
     }
 
     fn write(&mut self, key: &Bytes, expect: Expect, change: ChangeTo) -> Applied {
-        let current = self.latest(key).cloned();
+        let current = self.latest(key).map(|v| v.clone_arc());
         let met = match expect {
             Expect::Anything => true,
             Expect::Absent => current.is_none(),
@@ -465,12 +423,12 @@ impl State {
     }
 
     /// Makes a change of the revision that is under way.
-    fn put(&mut self, key: &Bytes, value: &Value, lease: LeaseId, previous: Option<Arc<Record>>) {
+    fn put(&mut self, key: &Bytes, value: &Value, lease: LeaseId, previous: Option<RecordRef>) {
         let revision = self.revision + 1;
         // One allocation of the key serves the map and every version.
         let shared = match &previous {
             Some(previous) => previous.key.clone(),
-            None => Arc::from(&key[..]),
+            None => Key::from(&key[..]),
         };
         let create = previous.as_ref().map_or(revision, |p| p.create_revision);
         let version = previous.as_ref().map_or(1, |p| p.version + 1);
@@ -509,15 +467,15 @@ impl State {
         self.remember(Record::tombstone(previous.key.clone(), self.revision + 1, self.changes));
     }
 
-    fn remember(&mut self, record: Record) -> Arc<Record> {
+    fn remember(&mut self, record: Record) -> RecordRef {
         self.changes += 1;
         self.account(&record);
-        let record = Arc::new(record);
+        let record = RecordRef::new(record);
         self.events.push_back(record.clone());
         match self.keys.entry(record.key.clone()) {
             Entry::Occupied(mut history) => history.get_mut().push(record.clone()),
             Entry::Vacant(slot) => {
-                slot.insert(History::One(record.clone()));
+                slot.insert(History::one(record.clone()));
             }
         }
         record
@@ -539,7 +497,7 @@ impl State {
         let Some(gone) = self.leases.remove(&lease) else { return Applied::Refused(Error::LeaseNotFound) };
         self.changes = 0;
         for key in gone.keys {
-            if let Some(record) = self.latest(&key).cloned() {
+            if let Some(record) = self.latest(&key).map(|v| v.clone_arc()) {
                 self.delete(&record);
             }
         }
@@ -572,7 +530,7 @@ impl State {
     }
 
     /// Drops versions that compaction has made unreachable, looking at no more than `max` events. Returns what went.
-    pub fn sweep(&mut self, max: usize) -> Vec<Arc<Record>> {
+    pub fn sweep(&mut self, max: usize) -> Vec<RecordRef> {
         let upto = self.sweepable();
         let mut gone = Vec::new();
         for _ in 0..max {
@@ -597,30 +555,12 @@ impl State {
     }
 
     /// What can be read at `upto` stays, and all after it; a tombstone no later than that goes.
-    fn trim(&mut self, key: &[u8], upto: Revision, gone: &mut Vec<Arc<Record>>) {
-        let Some(history) = self.keys.get_mut(key) else { return };
-        let first = passed(history.versions(), upto);
-        match history {
-            History::One(only) if first > 0 => gone.push(only.clone()),
-            History::One(_) => return,
-            History::Many(versions) => gone.extend(versions.drain(..first)),
+    fn trim(&mut self, key: &[u8], upto: Revision, gone: &mut Vec<RecordRef>) {
+        if let Some(history) = self.keys.get_mut(key)
+            && !history.trim(upto, gone)
+        {
+            self.keys.remove(key);
         }
-        if let History::Many(versions) = history {
-            match versions.len() {
-                0 => {}
-                1 => {
-                    *history = History::One(versions[0].clone());
-                    return;
-                }
-                n => {
-                    if versions.capacity() > 2 * n + 4 {
-                        versions.shrink_to_fit();
-                    }
-                    return;
-                }
-            }
-        }
-        self.keys.remove(key);
     }
 
     /// Whether `revision` can be read.
@@ -638,7 +578,7 @@ impl State {
         self.entries(range).map(|(_, history)| history)
     }
 
-    fn entries(&self, range: &KeyRange) -> impl Iterator<Item = (&Arc<[u8]>, &History)> {
+    fn entries(&self, range: &KeyRange) -> impl Iterator<Item = (&Key, &History)> {
         let end = match &range.end {
             Some(end) => Bound::Excluded(&end[..]),
             None => Bound::Unbounded,
@@ -663,7 +603,7 @@ impl State {
         let mut scan = Scan::new(query);
         if is_one_key(&query.range) && query.revision.is_none() {
             scan.found.revision = self.revision;
-            self.latest(&query.range.start).into_iter().for_each(|record| scan.add(record));
+            self.latest(&query.range.start).into_iter().for_each(|version| scan.add(version));
         } else {
             scan.step(self, usize::MAX);
         }
@@ -672,12 +612,7 @@ impl State {
 
     /// Every version no later than `revision` of at most `max` keys, from `from` on: how snapshots read without
     /// stopping writers. The second value says where to go on.
-    pub fn chunk(
-        &self,
-        from: &[u8],
-        revision: Revision,
-        max: usize,
-    ) -> (Vec<Arc<Record>>, Option<Arc<[u8]>>) {
+    pub fn chunk(&self, from: &[u8], revision: Revision, max: usize) -> (Vec<RecordRef>, Option<Key>) {
         let mut records = Vec::with_capacity(max);
         for (visited, (key, history)) in
             self.keys.range::<[u8], _>((Bound::Included(from), Bound::Unbounded)).enumerate()
@@ -685,14 +620,14 @@ impl State {
             if visited == max {
                 return (records, Some(key.clone()));
             }
-            records.extend(history.versions().iter().filter(|v| v.mod_revision <= revision).cloned());
+            records.extend(history.versions().filter(|v| v.mod_revision <= revision).map(|v| v.clone_arc()));
         }
         (records, None)
     }
 
     /// Every version of `key` that is kept.
-    pub fn versions(&self, key: &[u8]) -> &[Arc<Record>] {
-        self.keys.get(key).map_or(&[], History::versions)
+    pub fn versions<'a>(&'a self, key: &[u8]) -> impl Iterator<Item = Version<'a>> + use<'a> {
+        self.keys.get(key).into_iter().flat_map(History::versions)
     }
 
     /// Accounts for a value that was moved to another file.
@@ -735,7 +670,11 @@ impl State {
             if ranges.iter().any(|range| range.contains(&record.key)) {
                 bytes += record.key.len() + record.len as usize;
                 let previous = match previous {
-                    true => self.keys.get(&record.key).and_then(|h| h.before(record.position())).cloned(),
+                    true => self
+                        .keys
+                        .get(&record.key[..])
+                        .and_then(|h| h.before(record.position()))
+                        .map(|v| v.clone_arc()),
                     false => None,
                 };
                 events.push(Happened { record: record.clone(), previous });
@@ -750,11 +689,4 @@ pub fn is_one_key(range: &KeyRange) -> bool {
     range.end.as_ref().is_some_and(|end| {
         end.len() == range.start.len() + 1 && end.ends_with(&[0]) && end.starts_with(&range.start)
     })
-}
-
-/// How many of a key's versions nobody can see who reads at `upto` or later.
-fn passed(versions: &[Arc<Record>], upto: Revision) -> usize {
-    let first = versions.partition_point(|v| v.mod_revision <= upto).saturating_sub(1);
-    let deleted = versions.get(first).is_some_and(|v| v.is_tombstone() && v.mod_revision <= upto);
-    first + usize::from(deleted)
 }

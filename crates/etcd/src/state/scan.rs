@@ -1,12 +1,10 @@
 //! Reading a range a part at a time.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use storage::{KeyRange, Revision};
 
-use super::{Found, State};
-use crate::record::Record;
+use super::{Found, State, Version};
+use crate::record::{Key, Record};
 use crate::request::{Query, Sort, SortTarget};
 
 /// A range that is read a part at a time, so that a long one does not keep writers waiting.
@@ -16,7 +14,7 @@ pub struct Scan<'a> {
     keep: usize,
     pub(super) found: Found,
     /// Where to go on, and the revision to read as of.
-    next: Option<(Arc<[u8]>, Revision)>,
+    next: Option<(Key, Revision)>,
 }
 
 impl<'a> Scan<'a> {
@@ -26,13 +24,13 @@ impl<'a> Scan<'a> {
         Scan { query, keep, found, next: None }
     }
 
-    pub(super) fn add(&mut self, record: &Arc<Record>) {
+    pub(super) fn add(&mut self, version: Version<'_>) {
         self.found.count += 1;
-        if self.query.count_only || !self.query.admits(record.create_revision, record.mod_revision) {
+        if self.query.count_only || !self.query.admits(version.create_revision, version.mod_revision) {
             return;
         }
         if self.found.records.len() < self.keep {
-            self.found.records.push(record.clone());
+            self.found.records.push(version.clone_arc());
         } else {
             self.found.more = true;
         }
@@ -64,7 +62,7 @@ impl<'a> Scan<'a> {
                 None => history.latest(),
                 Some(revision) => history.at(revision),
             };
-            found.into_iter().for_each(|record| self.add(record));
+            found.into_iter().for_each(|version| self.add(version));
         }
         if let Some((_, revision)) = from {
             state.unpin(revision);

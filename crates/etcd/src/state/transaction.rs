@@ -1,13 +1,12 @@
 //! Transactions: every compare is decided first, then what was chosen is checked, then done, all at one revision.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use storage::{Error, Revision};
 
 use super::{Done, History, State, Transacted, Values};
-use crate::record::Record;
+use crate::record::RecordRef;
 use crate::request::{Compare, CompareTarget, DeleteRange, Op, Put, Query, Txn, Value};
 
 impl State {
@@ -78,7 +77,7 @@ impl State {
                 CompareTarget::Mod(n) => record.mod_revision.cmp(n),
                 CompareTarget::Version(n) => record.version.cmp(n),
                 CompareTarget::Lease(n) => record.lease.cmp(n),
-                CompareTarget::Value(wanted) => values.value(record)?.cmp(wanted),
+                CompareTarget::Value(wanted) => values.value(&record)?.cmp(wanted),
             };
             if !compare.op.holds(order) {
                 return Ok(false);
@@ -140,8 +139,8 @@ impl State {
         Transacted { succeeded, revision: self.revision, outcomes }
     }
 
-    fn run_put(&mut self, put: Put) -> Option<Arc<Record>> {
-        let current = self.latest(&put.key).cloned();
+    fn run_put(&mut self, put: Put) -> Option<RecordRef> {
+        let current = self.latest(&put.key).map(|v| v.clone_arc());
         let mut value = put.value;
         if put.ignore_value {
             // The new version shares the stored bytes of the old one.
@@ -161,8 +160,8 @@ impl State {
     }
 
     fn run_delete(&mut self, delete: &DeleteRange) -> Done {
-        let doomed: Vec<Arc<Record>> =
-            self.histories(&delete.range).filter_map(History::latest).cloned().collect();
+        let doomed: Vec<RecordRef> =
+            self.histories(&delete.range).filter_map(History::latest).map(|v| v.clone_arc()).collect();
         for record in &doomed {
             self.delete(record);
         }
