@@ -40,7 +40,7 @@ struct Options {
     connections: usize,
     #[arg(long, default_value_t = 500)]
     watchers: usize,
-    /// Keys of 256 B that are put before memory is read
+    /// Keys of 256 B that are put into an empty store before its memory is read
     #[arg(long, default_value_t = 0)]
     fill: usize,
     /// put, compare-and-put, get, range, watch
@@ -287,7 +287,7 @@ async fn ranges(server: &Server, options: &Options) -> Result<()> {
 
 /// Every watcher sees every put; what the puts cost without watchers is measured first and taken off.
 async fn watches(server: &Server, options: &Options) -> Result<()> {
-    let received = Arc::new(AtomicU64::new(0));
+    let (received, messages) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let mut tasks = tokio::task::JoinSet::new();
     let mut keep = Vec::new();
     for watcher in 0..options.watchers {
@@ -302,7 +302,7 @@ async fn watches(server: &Server, options: &Options) -> Result<()> {
         keep.push(sender);
         let first = futures::stream::iter([Bytes::from(request.encode_to_vec())]);
         let rest = futures::stream::once(receiver).filter_map(|_| async { None });
-        let received = received.clone();
+        let (received, messages) = (received.clone(), messages.clone());
         tasks.spawn(async move {
             let mut client = tonic::client::Grpc::new(channel).max_decoding_message_size(usize::MAX);
             client.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
@@ -312,6 +312,7 @@ async fn watches(server: &Server, options: &Options) -> Result<()> {
             while let Some(answer) = answers.next().await {
                 let events = api::WatchResponse::decode(answer?).map_or(0, |r| r.events.len());
                 received.fetch_add(events as u64, Ordering::Relaxed);
+                messages.fetch_add(1, Ordering::Relaxed);
             }
             Ok::<_, Status>(())
         });
@@ -354,6 +355,11 @@ async fn watches(server: &Server, options: &Options) -> Result<()> {
         begin.0.elapsed().as_secs_f64(),
         server.cpu_seconds() - begin.2,
         process::cpu_seconds("self") - begin.3,
+    );
+    println!(
+        "{:<7} events in a message: {:.1}",
+        server.name,
+        received.load(Ordering::Relaxed) as f64 / messages.load(Ordering::Relaxed).max(1) as f64
     );
     stop.store(true, Ordering::Relaxed);
     while let Some(ended) = writers.join_next().await {
@@ -416,13 +422,11 @@ async fn measure(server: &Server, options: &Options) -> Result<()> {
         watches(server, options).await?;
     }
     println!("{:<7} resident after that: {:.0} MB", server.name, server.resident_mb());
-    if options.fill > 0 {
-        fill(server, options.fill).await?;
-    }
     Ok(())
 }
 
 fn start(program: &Path, words: &[&str], directory: &Path, port: u16) -> Result<Child> {
+    std::fs::create_dir_all(directory)?;
     let url = format!("http://127.0.0.1:{port}");
     let peer = format!("http://127.0.0.1:{}", port + 1);
     Command::new(program)
@@ -438,20 +442,53 @@ fn start(program: &Path, words: &[&str], directory: &Path, port: u16) -> Result<
         .with_context(|| format!("start {}", program.display()))
 }
 
+/// A program that is measured, in data directories of its own.
+struct Candidate {
+    name: &'static str,
+    program: PathBuf,
+    words: &'static [&'static str],
+    directory: PathBuf,
+    port: u16,
+}
+
+impl Candidate {
+    async fn start(&self, options: &Options, directory: &str) -> Result<Server> {
+        let process = start(&self.program, self.words, &self.directory.join(directory), self.port)?;
+        let url = format!("http://127.0.0.1:{}", self.port);
+        Server::reach(self.name, &url, options.connections, Some(process), None).await
+    }
+
+    async fn measure(&self, options: &Options) -> Result<()> {
+        measure(&self.start(options, "load").await?, options).await?;
+        if options.fill > 0 {
+            // A member of its own: whoever took more writes before has more history to remember.
+            fill(&self.start(options, "fill").await?, options.fill).await?;
+        }
+        Ok(())
+    }
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
     if let Some(url) = &options.endpoint {
         let server = Server::reach("server", url, options.connections, None, options.pid).await?;
-        return measure(&server, &options).await;
+        measure(&server, &options).await?;
+        return match options.fill {
+            0 => Ok(()),
+            keys => fill(&server, keys).await,
+        };
     }
-    let directory = bench::Scratch::new()?;
-    match start("etcd".as_ref(), &[], &directory.path().join("etcd"), options.port) {
-        Ok(process) => {
-            let url = format!("http://127.0.0.1:{}", options.port);
-            let server = Server::reach("etcd", &url, options.connections, Some(process), None).await?;
-            measure(&server, &options).await?;
-        }
+    let scratch = bench::Scratch::new()?;
+    let etcd = Candidate {
+        name: "etcd",
+        program: "etcd".into(),
+        words: &[],
+        directory: scratch.path().join("etcd"),
+        port: options.port,
+    };
+    match Command::new(&etcd.program).arg("--version").stdout(Stdio::null()).status() {
+        Ok(_) => etcd.measure(&options).await?,
         Err(error) => println!("the distribution's etcd is not measured: {error:#}"),
     }
     let beside = std::env::current_exe()?.with_file_name("member");
@@ -459,9 +496,6 @@ async fn main() -> Result<()> {
         Some(program) => (program.clone(), &["etcd"]),
         None => (beside, &[]),
     };
-    let port = options.port + 2;
-    let process = start(&program, words, &directory.path().join("isopod"), port)?;
-    let url = format!("http://127.0.0.1:{port}");
-    let server = Server::reach("isopod", &url, options.connections, Some(process), None).await?;
-    measure(&server, &options).await
+    let directory = scratch.path().join("isopod");
+    Candidate { name: "isopod", program, words, directory, port: options.port + 2 }.measure(&options).await
 }
