@@ -5,19 +5,24 @@
 //! that is a comparison of the range and a copy of the encoded bytes into the frame.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::{RwLock, RwLockReadGuard};
 use storage::{Event, KeyRange, Revision};
 use tokio::sync::watch;
+use tokio::time::{Duration, Instant};
 
 use super::wire;
 use crate::{Engine, EventsMax};
 
 const RING_EVENTS_MAX: usize = 8192;
 const RING_BYTES_MAX: usize = 8 << 20;
+/// What the runtime's timers tell apart.
+const TICK: Duration = Duration::from_millis(1);
+/// What it costs about to wake a stream and to write it a message.
+const STREAM_TURN: Duration = Duration::from_micros(8);
 const READ: EventsMax = EventsMax { events: 1024, bytes: 1 << 20 };
 
 /// An event and its encodings, made when the first watcher wants them.
@@ -63,7 +68,7 @@ pub struct Place {
 }
 
 pub struct Ring {
-    entries: VecDeque<Arc<Entry>>,
+    entries: VecDeque<Entry>,
     /// Sequence of the first entry.
     first: u64,
     revision: Revision,
@@ -72,7 +77,7 @@ pub struct Ring {
 
 impl Ring {
     /// The entries from `sequence` on; `None` when the ring has left that behind.
-    pub fn from(&self, sequence: u64) -> Option<impl Iterator<Item = &Arc<Entry>>> {
+    pub fn from(&self, sequence: u64) -> Option<impl Iterator<Item = &Entry> + Clone> {
         let skip = sequence.checked_sub(self.first)? as usize;
         Some(self.entries.range(skip.min(self.entries.len())..))
     }
@@ -83,7 +88,7 @@ impl Ring {
 
     fn push(&mut self, entry: Entry) {
         self.bytes += entry.bytes();
-        self.entries.push_back(Arc::new(entry));
+        self.entries.push_back(entry);
         while self.entries.len() > RING_EVENTS_MAX || self.bytes > RING_BYTES_MAX && self.entries.len() > 1 {
             if let Some(old) = self.entries.pop_front() {
                 self.bytes -= old.bytes();
@@ -105,6 +110,7 @@ pub struct Feed {
     engine: Engine,
     ring: RwLock<Ring>,
     tip: watch::Sender<u64>,
+    stopped: AtomicBool,
     /// Watchers that want what an event replaced.
     wanting_previous: AtomicUsize,
 }
@@ -116,6 +122,7 @@ impl Feed {
             engine,
             ring: RwLock::new(ring),
             tip: watch::Sender::new(0),
+            stopped: AtomicBool::new(false),
             wanting_previous: AtomicUsize::new(0),
         })
     }
@@ -137,11 +144,23 @@ impl Feed {
         }
     }
 
+    /// Whether nothing comes any more. Who subscribed before looking is woken when it comes to that.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
     /// Follows the store until `shutdown`.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
+        self.follow(shutdown).await;
+        self.stopped.store(true, Ordering::Release);
+        self.tip.send_modify(|_| {});
+    }
+
+    async fn follow(&self, shutdown: impl Future<Output = ()>) {
         let all = [KeyRange { start: Bytes::new(), end: None }];
         let mut applied = self.engine.subscribe();
         tokio::pin!(shutdown);
+        let mut told = Instant::now();
         loop {
             let next = self.ring.read().revision + 1;
             if *applied.borrow_and_update() < next {
@@ -156,6 +175,16 @@ impl Feed {
                 self.ring.write().skip_to(now);
                 continue;
             }
+            // While the streams are still at work on the last events, new ones gather: a message of several events costs
+            // hardly more than one of one. Nobody waits who would not have waited for the others.
+            let turn = STREAM_TURN * self.tip.receiver_count() as u32;
+            if told.elapsed() + TICK < turn {
+                tokio::select! {
+                    () = &mut shutdown => return,
+                    () = tokio::time::sleep_until(told + turn) => {}
+                }
+            }
+            told = Instant::now();
             let previous = self.wanting_previous.load(Ordering::Relaxed) > 0;
             let sequence = match self.engine.events(&all, next, READ, previous).await {
                 Ok(batch) => {

@@ -13,7 +13,6 @@ use rand::Rng;
 use storage::{Error, Event, KeyRange, Revision};
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
 use super::feed::{Entry, Place};
@@ -41,8 +40,8 @@ struct Watcher {
     /// Whether the next tick tells the progress: nothing was sent since the last.
     quiet: bool,
     synced: bool,
-    /// What the feed has for it in this round.
-    pending: Vec<Arc<Entry>>,
+    /// What the feed has for it in this round, by place among what is new there.
+    pending: Vec<usize>,
 }
 
 impl Watcher {
@@ -52,6 +51,33 @@ impl Watcher {
                 Event::Put { .. } => !self.no_put,
                 Event::Delete { .. } => !self.no_delete,
             }
+    }
+
+    /// Writes encoded events; `revision` is what all of them reach.
+    fn send(&mut self, id: i64, revision: Revision, events: &[&[u8]], member: &Member, out: &mut BytesMut) {
+        if events.is_empty() {
+            return;
+        }
+        self.quiet = false;
+        member.metrics.events_sent.add(events.len() as u64);
+        let fields = WatchFields { watch_id: id, ..Default::default() };
+        let fragment_bytes = member.message_bytes_max();
+        if !self.fragment || events.iter().map(|e| e.len()).sum::<usize>() < fragment_bytes {
+            wire::put_watch_response(&member.header, revision, fields, events, out);
+            return;
+        }
+        let mut rest = events;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = rest.iter().take_while(|e| {
+                bytes += e.len();
+                bytes < fragment_bytes
+            });
+            let (now, later) = rest.split_at(fits.count().max(1));
+            rest = later;
+            let fields = WatchFields { fragment: !rest.is_empty(), ..fields };
+            wire::put_watch_response(&member.header, revision, fields, now, out);
+        }
     }
 }
 
@@ -71,9 +97,10 @@ struct Stream {
     tip: watch::Receiver<u64>,
     /// The revision that a progress report which was asked for must reach.
     progress_asked: Option<Revision>,
-    /// Both stay registered while the stream sleeps and wakes.
+    /// Watchers that want to be told of progress.
+    reported: usize,
+    /// Stays registered while the stream sleeps and wakes.
     tick: Pin<Box<Sleep>>,
-    stopped: Pin<Box<WaitForCancellationFutureOwned>>,
     out: BytesMut,
 }
 
@@ -81,7 +108,6 @@ enum Woken {
     Request(Result<Option<WatchRequest>, Status>),
     Feed,
     Tick,
-    Stopped,
 }
 
 impl Member {
@@ -100,13 +126,14 @@ impl Member {
             by_range: Vec::new(),
             catching_up: VecDeque::new(),
             progress_asked: None,
+            reported: 0,
             tick: Box::pin(tokio::time::sleep_until(next_tick(self))),
-            stopped: Box::pin(self.shutdown.clone().cancelled_owned()),
             out: BytesMut::new(),
             member: self.clone(),
         };
         self.metrics.watch_streams.add(1);
-        Box::pin(futures::stream::try_unfold(stream, |mut stream| async move {
+        // In a box, since it moves with every message.
+        Box::pin(futures::stream::try_unfold(Box::new(stream), |mut stream| async move {
             let frames = stream.next().await?;
             Ok(Some((frames, stream)))
         }))
@@ -136,6 +163,9 @@ impl Stream {
     async fn next(&mut self) -> Result<Bytes, Status> {
         loop {
             let behind = !self.catching_up.is_empty() || *self.tip.borrow_and_update() > self.place.sequence;
+            if self.member.feed.is_stopped() {
+                return Err(failure::STOPPED.into());
+            }
             let woken = if behind {
                 // Only what has arrived already.
                 std::future::poll_fn(|cx| match self.requests.poll_next(cx) {
@@ -146,25 +176,20 @@ impl Stream {
                 })
                 .await
             } else {
-                let Stream { requests, said_all, tip, tick, stopped, .. } = self;
+                let Stream { requests, said_all, tip, tick, reported, .. } = self;
                 Some(tokio::select! {
                     biased;
                     request = requests.next(), if !*said_all => Woken::Request(request),
                     _ = tip.changed() => Woken::Feed,
-                    () = tick.as_mut() => Woken::Tick,
-                    () = stopped.as_mut() => Woken::Stopped,
+                    () = tick.as_mut(), if *reported > 0 => Woken::Tick,
                 })
             };
             match woken {
                 Some(Woken::Request(Ok(Some(request)))) => self.request(request),
                 Some(Woken::Request(Ok(None))) => self.said_all = true,
                 Some(Woken::Request(Err(status))) => return Err(status),
-                Some(Woken::Stopped) => return Err(failure::STOPPED.into()),
                 Some(Woken::Tick) => self.report_all(),
                 Some(Woken::Feed) | None => {
-                    if behind && self.member.shutdown.is_cancelled() {
-                        return Err(failure::STOPPED.into());
-                    }
                     if let Some(id) = self.catching_up.pop_front() {
                         self.catch_up(id).await?;
                     }
@@ -249,6 +274,7 @@ impl Stream {
             self.member.feed.want_previous(true);
         }
         self.member.metrics.watchers.add(1);
+        self.reported += usize::from(watcher.progress);
         self.watchers.insert(id, watcher);
         self.say(revision, WatchFields { watch_id: id, created: true, ..Default::default() });
         if begins_now {
@@ -302,6 +328,7 @@ impl Stream {
         self.catching_up.retain(|other| *other != id);
         let Some(watcher) = self.watchers.remove(&id) else { return false };
         self.member.metrics.watchers.sub(1);
+        self.reported -= usize::from(watcher.progress);
         if watcher.previous {
             self.member.feed.want_previous(false);
         }
@@ -341,14 +368,11 @@ impl Stream {
             Err(error) => return Err(failure::status(error)),
         };
         let Some(watcher) = self.watchers.get_mut(&id) else { return Ok(()) };
-        watcher.pending.clear();
-        for event in batch.events {
-            if watcher.wants(&event) {
-                watcher.pending.push(Arc::new(Entry::new(event, true)));
-            }
-        }
-        self.send(id, batch.revision);
-        let Some(watcher) = self.watchers.get_mut(&id) else { return Ok(()) };
+        let entries: Vec<Entry> =
+            batch.events.into_iter().filter(|e| watcher.wants(e)).map(|e| Entry::new(e, true)).collect();
+        let encoded: Vec<&[u8]> =
+            entries.iter().filter_map(|e| e.encoded(watcher.previous)).map(|bytes| &bytes[..]).collect();
+        watcher.send(id, batch.revision, &encoded, &self.member, &mut self.out);
         watcher.next = watcher.next.max(batch.revision + 1);
         if batch.revision >= self.place.revision {
             self.join(id);
@@ -366,24 +390,22 @@ impl Stream {
 
     /// Sends what is new to the watchers that want it.
     fn read_feed(&mut self) {
-        let mut touched: Vec<i64> = Vec::new();
-        let feed = self.member.feed.clone();
-        let ring = feed.ring();
+        let ring = self.member.feed.ring();
         let Some(entries) = ring.from(self.place.sequence) else {
             let (end, seen) = (ring.end(), self.place.revision);
             drop(ring);
             self.fall_behind(seen, end);
             return;
         };
+        let mut touched: Vec<i64> = Vec::new();
         let (mut events, mut bytes, mut last) = (0, 0, 0);
         let mut whole = true;
-        for entry in entries {
+        for entry in entries.clone() {
             let revision = entry.event.revision();
             if revision != last && (events >= BATCH.events || bytes >= BATCH.bytes) {
                 whole = false;
                 break;
             }
-            (last, events) = (revision, events + 1);
             let key = entry.event.key();
             let of_key = self.by_key.get(key).map_or(&[][..], Vec::as_slice);
             for id in self.by_range.iter().chain(of_key) {
@@ -393,18 +415,40 @@ impl Stream {
                         touched.push(*id);
                     }
                     bytes += entry.encoded(false).map_or(0, Bytes::len);
-                    watcher.pending.push(entry.clone());
+                    watcher.pending.push(events);
                 }
             }
+            (last, events) = (revision, events + 1);
         }
         if whole {
             self.place = ring.end();
         } else {
             self.place = Place { sequence: self.place.sequence + events as u64, revision: last };
         }
-        drop(ring);
+        let new: Vec<&Entry> = entries.take(events).collect();
+        let mut unread = Vec::new();
         for id in touched {
-            self.send(id, self.place.revision);
+            let Some(watcher) = self.watchers.get_mut(&id) else { continue };
+            let pending = std::mem::take(&mut watcher.pending);
+            let encoded: Option<Vec<&[u8]>> =
+                pending.iter().map(|i| new[*i].encoded(watcher.previous).map(|bytes| &bytes[..])).collect();
+            match encoded {
+                Some(encoded) => {
+                    watcher.send(id, self.place.revision, &encoded, &self.member, &mut self.out);
+                    watcher.pending = pending;
+                    watcher.pending.clear();
+                }
+                // The feed was read before this watcher asked for what events replace.
+                None => unread.push((id, new[pending[0]].event.revision())),
+            }
+        }
+        drop(ring);
+        for (id, from) in unread {
+            self.leave(id);
+            if let Some(watcher) = self.watchers.get_mut(&id) {
+                watcher.next = from;
+                self.catching_up.push_back(id);
+            }
         }
     }
 
@@ -423,52 +467,6 @@ impl Stream {
                 watcher.next = watcher.next.max(seen + 1);
                 self.catching_up.push_back(id);
             }
-        }
-    }
-
-    /// Writes what is pending for a watcher; `revision` is what all of it reaches.
-    fn send(&mut self, id: i64, revision: Revision) {
-        let Some(watcher) = self.watchers.get_mut(&id) else { return };
-        let pending = std::mem::take(&mut watcher.pending);
-        if pending.is_empty() {
-            return;
-        }
-        watcher.quiet = false;
-        let encoded: Option<Vec<&[u8]>> =
-            pending.iter().map(|entry| entry.encoded(watcher.previous).map(|bytes| &bytes[..])).collect();
-        let Some(events) = encoded else {
-            // The feed was read before this watcher asked for what events replace.
-            let from = pending[0].event.revision();
-            self.leave(id);
-            if let Some(watcher) = self.watchers.get_mut(&id) {
-                watcher.next = from;
-                self.catching_up.push_back(id);
-            }
-            return;
-        };
-        self.member.metrics.events_sent.add(events.len() as u64);
-        let fields = WatchFields { watch_id: id, ..Default::default() };
-        let fragment_bytes = self.member.message_bytes_max();
-        if !watcher.fragment || events.iter().map(|e| e.len()).sum::<usize>() < fragment_bytes {
-            wire::put_watch_response(&self.member.header, revision, fields, &events, &mut self.out);
-        } else {
-            let mut rest = &events[..];
-            while !rest.is_empty() {
-                let mut bytes = 0;
-                let fits = rest.iter().take_while(|e| {
-                    bytes += e.len();
-                    bytes < fragment_bytes
-                });
-                let (now, later) = rest.split_at(fits.count().max(1));
-                rest = later;
-                let fields = WatchFields { fragment: !rest.is_empty(), ..fields };
-                wire::put_watch_response(&self.member.header, revision, fields, now, &mut self.out);
-            }
-        }
-        let mut pending = pending;
-        pending.clear();
-        if let Some(watcher) = self.watchers.get_mut(&id) {
-            watcher.pending = pending;
         }
     }
 
