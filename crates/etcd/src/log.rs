@@ -190,6 +190,7 @@ impl Log {
             }
             let options = &self.shared.options;
             let mut bytes = batch[0].command.cost();
+            let mut given_way = false;
             while other.is_none()
                 && batch.len() < options.batch_commands_max
                 && bytes < options.batch_bytes_max as u64
@@ -200,6 +201,11 @@ impl Log {
                         batch.push(proposal);
                     }
                     Ok(message) => other = Some(message),
+                    // Who is about to propose, and waits for this core, goes before a sync that would then be shared.
+                    Err(mpsc::error::TryRecvError::Empty) if !given_way => {
+                        given_way = true;
+                        std::thread::yield_now();
+                    }
                     Err(_) => break,
                 }
             }
