@@ -21,6 +21,7 @@ use crate::images::Images;
 use crate::node::machine::Machine;
 use crate::pod::spec;
 use crate::pods::{PodHandle, Pods};
+use crate::terminations::Terminations;
 use crate::volumes::objects::Objects;
 
 pub struct Kubelet {
@@ -40,6 +41,7 @@ pub struct Kubelet {
     pub runtime_name: String,
     pub runtime_version: String,
     pub started_at: jiff::Timestamp,
+    pub terminations: Terminations,
     /// Marked when a mirror of a static pod is being deleted, or gone.
     pub mirror_lost: tokio::sync::watch::Sender<()>,
     pub shutdown: CancellationToken,

@@ -21,6 +21,7 @@ pub mod runtime;
 mod server;
 mod sources;
 mod status_patch;
+mod terminations;
 mod volumes;
 
 use std::sync::Arc;
@@ -73,6 +74,7 @@ pub async fn run(mut config: Config, client: Client, shutdown: CancellationToken
         runtime_name: version.runtime_name,
         runtime_version: version.runtime_version,
         started_at: jiff::Timestamp::now(),
+        terminations: Default::default(),
         mirror_lost: tokio::sync::watch::Sender::new(()),
         shutdown: shutdown.clone(),
         tasks: TaskTracker::new(),

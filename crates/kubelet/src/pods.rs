@@ -158,8 +158,9 @@ impl PodHandle {
         self.state.lock().observed.clone()
     }
 
-    pub fn set_status(&self, status: Arc<serde_json::Value>) {
-        self.state.lock().status = Some(status);
+    /// Returns the status before it.
+    pub fn set_status(&self, status: Arc<serde_json::Value>) -> Option<Arc<serde_json::Value>> {
+        self.state.lock().status.replace(status)
     }
 
     pub fn status(&self) -> Option<Arc<serde_json::Value>> {

@@ -7,6 +7,9 @@ use super::spec;
 use crate::cgroup::pod_totals;
 use crate::quantity::{self, Resources};
 
+/// The system that this kubelet runs containers of.
+const OS: &str = "linux";
+
 /// What an admitted pod takes up.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Claims {
@@ -62,6 +65,16 @@ pub fn admit(
     let refuse = |reason: &str, message: String| {
         Err(Refusal { reason: reason.into(), message: format!("Pod was rejected: {message}") })
     };
+    // What no other pod's end would change comes first.
+    let system = pod.metadata.labels.as_ref().and_then(|l| l.get("kubernetes.io/os"));
+    if system.is_some_and(|name| name != OS) {
+        let text = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+        return refuse("PodOSSelectorNodeLabelDoesNotMatch", text.into());
+    }
+    if spec::spec(pod).os.as_ref().is_some_and(|os| os.name != OS) {
+        let text = "Failed to admit pod as the OS field doesn't match node OS";
+        return refuse("PodOSNotSupported", text.into());
+    }
     let room = quantity::of(Some(allocatable), "pods").unwrap_or(i64::MAX);
     let count = others.len() as i64;
     if count + 1 > room {
@@ -126,6 +139,16 @@ mod tests {
         assert_eq!(check(&one, &[&pod(81, "", "1100m")]), Err("OutOfcpu".into()));
         assert_eq!(check(&one, &[&pod(80, "1.2.3.4", "0")]), Err("NodePorts".into()));
         assert_eq!(check(&pod(80, "4.3.2.1", "0"), &[&pod(80, "1.2.3.4", "0")]), Ok(()));
+        for (os, label, want) in [
+            ("linux", "linux", Ok(())),
+            ("windows", "linux", Err("PodOSNotSupported".into())),
+            ("windows", "windows", Err("PodOSSelectorNodeLabelDoesNotMatch".into())),
+        ] {
+            let mut one = one.clone();
+            one.metadata.labels = Some([("kubernetes.io/os".to_owned(), label.to_owned())].into());
+            one.spec.as_mut().unwrap().os = Some(k8s_openapi::api::core::v1::PodOS { name: os.to_owned() });
+            assert_eq!(check(&one, &[]), want);
+        }
         let none = pod(0, "", "0");
         assert_eq!(check(&none, &[&none, &none, &none]), Err("OutOfpods".into()));
     }

@@ -13,5 +13,6 @@ mod plan_tests;
 pub mod resize;
 pub mod sandbox;
 pub mod spec;
+pub mod starts;
 pub mod status;
 pub mod worker;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::observed::{Instance, Observed, Observer, message_host_path};
 use super::spec::{self, Kind};
+use super::starts::Starts;
 use super::{container, env, lifecycle, network, sandbox};
 use crate::cri::api::{Mount, PodSandboxConfig, propagation};
 use crate::events::{container_reference, pod_reference};
@@ -41,6 +42,7 @@ pub struct Scene {
     pub handle: Arc<PodHandle>,
     pub pod: Arc<Pod>,
     pub volumes: Volumes,
+    pub starts: Starts,
 }
 
 impl Scene {
@@ -352,9 +354,11 @@ impl Scene {
             error("CreateContainerError", e.to_string())
         })?;
         kubelet.events.normal(&reference, "Created", "Container created");
-        if let Err(e) = kubelet.cri.start_container(&id).await {
-            kubelet.events.warning(&reference, "Failed", format!("Error: {e}"));
-            return Err(error("RunContainerError", e.to_string()));
+        let (own, started) = (kubelet.clone(), id.clone());
+        let start = async move { own.cri.start_container(&started).await.map_err(|e| e.to_string()) };
+        if let Err(text) = self.starts.run(start).await.unwrap_or_else(|| Err("the call failed".into())) {
+            kubelet.events.warning(&reference, "Failed", format!("Error: {text}"));
+            return Err(error("RunContainerError", text));
         }
         kubelet.events.normal(&reference, "Started", "Container started");
         if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {

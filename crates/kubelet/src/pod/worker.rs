@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::observed::{Observed, Observer};
 use super::operations::{Scene, StartError};
 use super::plan::{self, Action, Backoff, Knowledge};
+use super::starts::Starts;
 use super::status::{self, Verdict};
 use super::{resize, spec};
 use crate::kubelet::Kubelet;
@@ -108,7 +109,8 @@ pub async fn run(kubelet: Arc<Kubelet>, handle: Arc<PodHandle>, stop: Cancellati
         tracing::error!(pod = handle.name, namespace = handle.namespace, "a pod cannot be read");
         return;
     };
-    let scene = Scene { kubelet, handle, pod: Arc::new(pod), volumes: Arc::default() };
+    let scene =
+        Scene { kubelet, handle, pod: Arc::new(pod), volumes: Arc::default(), starts: Starts::default() };
     let mut worker = Worker {
         scene,
         phase: Phase::Running,
@@ -541,6 +543,7 @@ impl Worker {
         self.ending_busy = true;
         self.tasks.spawn(async move {
             // What an interrupted step left behind is part of the pod as well.
+            scene.starts.ended().await;
             let mut observer = Observer::default();
             match observer.observe(&scene.kubelet.cri, &scene.handle.uid).await {
                 Ok(seen) => Done::Terminated(scene.terminate(&seen, grace).await),
@@ -824,7 +827,8 @@ impl Worker {
         });
         let (Ok(new), Ok(old)) = (serde_json::to_value(&new), serde_json::to_value(old)) else { return };
         let new = Arc::new(new);
-        self.handle().set_status(new.clone());
+        let before = self.handle().set_status(new.clone());
+        kubelet.terminations.count(before.as_deref().unwrap_or(&old), &new);
         if self.status_busy || update.gone || self.retry_at.is_some() {
             return;
         }

@@ -233,6 +233,7 @@ pub fn metrics(kubelet: &Kubelet) -> String {
     for (state, count) in states {
         let _ = writeln!(out, "kubelet_running_containers{{container_state=\"{state}\"}} {count}");
     }
+    kubelet.terminations.write(&mut out);
     let _ = writeln!(
         out,
         "# TYPE kubernetes_build_info gauge\nkubernetes_build_info{{git_version=\"v1.36.2+isopod\",major=\"1\",minor=\"36\"}} 1"

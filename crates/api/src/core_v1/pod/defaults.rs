@@ -23,6 +23,10 @@ pub fn pod(pod: &mut Value) {
     }
     pod_requests(spec);
     spec.put_default("enableServiceLinks", true);
+    // For pods alone: a template keeps what it says, and is warned of it.
+    if spec.int("terminationGracePeriodSeconds") < 0 {
+        spec.put("terminationGracePeriodSeconds", 1);
+    }
     if spec.flag("hostNetwork") {
         for list in ["containers", "initContainers"] {
             for container in spec.list_mut(list) {
@@ -324,6 +328,15 @@ pub fn volume_source(source: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_pod_ends_before_it_is_told_to() {
+        for (said, want) in [(-1, 1), (0, 0), (5, 5)] {
+            let mut value = json!({"spec": {"containers": [], "terminationGracePeriodSeconds": said}});
+            pod(&mut value);
+            assert_eq!(value.int("spec.terminationGracePeriodSeconds"), want);
+        }
+    }
 
     #[test]
     fn pulls_latest_always() {

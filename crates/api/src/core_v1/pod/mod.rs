@@ -24,9 +24,6 @@ pub fn prepare_for_create(pod: &mut Value) {
                 "message": "Scheduling is blocked due to non-empty scheduling gates"}]),
         );
     }
-    if pod.int("spec.terminationGracePeriodSeconds") < 0 {
-        pod.put("spec.terminationGracePeriodSeconds", 1);
-    }
     drop_stop_signals(pod);
     resolve_label_keys(pod);
 }
