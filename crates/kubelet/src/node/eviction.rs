@@ -1,12 +1,15 @@
 //! Pressure: memory, disk and process ids running out, and pods ended because of it.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use apimachinery::quantity::Quantity;
+use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use super::machine::{free_disk, memory_info};
+use crate::cri;
 use crate::kubelet::Kubelet;
 use crate::pod::spec::{self, Qos};
 use crate::pod::status::Verdict;
@@ -53,7 +56,7 @@ pub async fn run(kubelet: Arc<Kubelet>) {
             before = now;
             kubelet.node_changed.notify_one();
         }
-        local_storage(&kubelet);
+        local_storage(&kubelet).await;
         let (resource, message) = match (now.memory, now.disk, now.pids) {
             (true, _, _) => ("memory", "The node was low on resource: memory."),
             (_, true, _) => ("ephemeral-storage", "The node was low on resource: ephemeral-storage."),
@@ -98,61 +101,94 @@ fn victim(kubelet: &Kubelet) -> Option<Arc<PodHandle>> {
         .map(|(_, h)| h)
 }
 
+/// Bytes used, by name.
+type Used = BTreeMap<String, u64>;
+
 /// Pods that use more local storage than they said they would.
-fn local_storage(kubelet: &Kubelet) {
+async fn local_storage(kubelet: &Kubelet) {
+    let mut layers: Option<HashMap<String, Used>> = None;
     for handle in kubelet.pods.list() {
         if handle.observed().running().next().is_none() {
             continue;
         }
         // Decoding is the dear part: most pods limit nothing.
         let body = handle.encoded();
-        let limits = memchr_contains(&body.body, b"\"sizeLimit\"")
-            || memchr_contains(&body.body, b"\"ephemeral-storage\"");
-        if !limits {
+        let containers_limited = memchr_contains(&body.body, b"\"ephemeral-storage\"");
+        if !containers_limited && !memchr_contains(&body.body, b"\"sizeLimit\"") {
             continue;
         }
         let Some(pod) = handle.decode() else { continue };
+        let mut containers = Used::new();
+        if containers_limited {
+            if layers.is_none() {
+                layers = Some(writable_layers(kubelet).await);
+            }
+            let of_pod = layers.as_ref().and_then(|l| l.get(&handle.uid));
+            let logs = crate::pod::sandbox::log_dir(&kubelet.config, &pod);
+            for container in &spec::spec(&pod).containers {
+                let layer = of_pod.and_then(|l| l.get(&container.name)).copied().unwrap_or(0);
+                containers.insert(container.name.clone(), layer + disk_usage(&logs.join(&container.name)));
+            }
+        }
         let base = crate::volumes::pod_dir(&kubelet.config.root_dir, &handle.uid)
             .join("volumes/kubernetes.io~empty-dir");
-        let mut total = 0;
-        for volume in spec::spec(&pod).volumes.iter().flatten() {
-            let Some(source) = &volume.empty_dir else { continue };
-            if source.medium.as_deref() == Some("Memory") {
-                continue;
-            }
-            let used = disk_usage(&base.join(&volume.name));
-            total += used;
-            let limit = source.size_limit.as_ref().and_then(|q| quantity::value(&q.0)).filter(|l| *l > 0);
-            if let Some(limit) = limit.filter(|l| used > *l as u64) {
-                let text = source.size_limit.as_ref().map_or(limit.to_string(), |q| q.0.clone());
-                evict(
-                    kubelet,
-                    &handle,
-                    format!("Usage of EmptyDir volume {:?} exceeds the limit {text:?}. ", volume.name),
-                );
-                break;
-            }
-        }
-        let limit: i64 = spec::spec(&pod)
-            .containers
-            .iter()
-            .filter_map(|c| {
-                quantity::of(c.resources.as_ref().and_then(|r| r.limits.as_ref()), "ephemeral-storage")
-            })
-            .sum();
-        if limit > 0 {
-            total += disk_usage(&crate::pod::sandbox::log_dir(&kubelet.config, &pod));
-            if total > limit as u64 {
-                evict(
-                    kubelet,
-                    &handle,
-                    format!(
-                        "Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "
-                    ),
-                );
-            }
+        let on_disk = |v: &&Volume| {
+            v.empty_dir.as_ref().is_some_and(|source| source.medium.as_deref() != Some("Memory"))
+        };
+        let volumes = spec::spec(&pod).volumes.iter().flatten().filter(on_disk);
+        let volumes = volumes.map(|v| (v.name.clone(), disk_usage(&base.join(&v.name)))).collect();
+        if let Some(message) = over_limits(&pod, &volumes, &containers) {
+            evict(kubelet, &handle, message);
         }
     }
+}
+
+/// What containers have written beside their volumes, by pod and container.
+async fn writable_layers(kubelet: &Kubelet) -> HashMap<String, Used> {
+    let mut out: HashMap<String, Used> = HashMap::new();
+    for stats in kubelet.cri.container_stats().await.unwrap_or_default() {
+        let Some(mut attributes) = stats.attributes else { continue };
+        let mut label = |key: &str| attributes.labels.remove(key).unwrap_or_default();
+        let pod = out.entry(label(cri::POD_UID_LABEL)).or_default();
+        let used = stats.writable_layer.and_then(|l| l.used_bytes).map_or(0, |v| v.value);
+        pod.insert(label(cri::CONTAINER_NAME_LABEL), used);
+    }
+    out
+}
+
+/// Says which limit a pod exceeds: a volume's, that of all containers together, or a container's.
+fn over_limits(pod: &Pod, volumes: &Used, containers: &Used) -> Option<String> {
+    let spec = spec::spec(pod);
+    for volume in spec.volumes.iter().flatten() {
+        let limit = volume.empty_dir.as_ref().and_then(|source| source.size_limit.as_ref());
+        let (Some(limit), Some(used)) = (limit, volumes.get(&volume.name)) else { continue };
+        if quantity::value(&limit.0).is_some_and(|l| l > 0 && *used > l as u64) {
+            return Some(format!(
+                "Usage of EmptyDir volume {:?} exceeds the limit {:?}. ",
+                volume.name, limit.0
+            ));
+        }
+    }
+    let limits: Vec<(&str, Quantity)> = spec
+        .containers
+        .iter()
+        .filter_map(|c| {
+            let limit = c.resources.as_ref()?.limits.as_ref()?.get("ephemeral-storage")?;
+            Some((c.name.as_str(), Quantity::parse(&limit.0).ok()?))
+        })
+        .collect();
+    let limit = limits.iter().map(|(_, limit)| *limit).reduce(|a, b| a + b)?;
+    let used: u64 = volumes.values().chain(containers.values()).sum();
+    if used > u64::try_from(limit.value()).unwrap_or(0) {
+        return Some(format!(
+            "Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "
+        ));
+    }
+    limits.into_iter().find_map(|(name, limit)| {
+        let exceeded = limit.value() > 0 && *containers.get(name)? > limit.value() as u64;
+        let limit = limit.to_string();
+        exceeded.then(|| format!("Container {name} exceeded its local ephemeral storage limit {limit:?}. "))
+    })
 }
 
 fn memchr_contains(haystack: &[u8], needle: &[u8]) -> bool {
@@ -170,4 +206,38 @@ pub fn disk_usage(path: &std::path::Path) -> u64 {
         }
     }
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn which_limit_is_exceeded() {
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "containers": [
+                {"name": "a", "resources": {"limits": {"ephemeral-storage": "5Mi"}}},
+                {"name": "b", "resources": {"limits": {"ephemeral-storage": "20Mi"}}},
+            ],
+            "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}, {"name": "w", "emptyDir": {}}],
+        }}))
+        .unwrap();
+        for (volumes, containers, want) in [
+            ([1, 1], [1, 1], None),
+            ([2, 0], [9, 0], Some("Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ")),
+            (
+                [0, 10],
+                [3, 13],
+                Some("Pod ephemeral local storage usage exceeds the total limit of containers 25Mi. "),
+            ),
+            ([0, 0], [6, 1], Some("Container a exceeded its local ephemeral storage limit \"5Mi\". ")),
+        ] {
+            let used = |names: [&str; 2], mebibytes: [u64; 2]| {
+                names.map(str::to_owned).into_iter().zip(mebibytes.map(|m| m << 20)).collect()
+            };
+            let told = over_limits(&pod, &used(["v", "w"], volumes), &used(["a", "b"], containers));
+            assert_eq!(told.as_deref(), want);
+        }
+    }
 }
