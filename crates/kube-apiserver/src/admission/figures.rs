@@ -1,15 +1,17 @@
 //! How long admission took, and what it refused, by plugin and by webhook.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hashbrown::HashMap;
-use parking_lot::RwLock;
 
+use super::DEFAULT_PLUGINS;
 use super::matching::operation_name;
 use crate::metrics::{Families, Family, Timer};
 use crate::seams::Operation;
 
+/// What stands for all plugins together.
+const ALL: &str = "";
 const BOUNDS: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 2.5];
 const WEBHOOK_BOUNDS: &[f64] = &[0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0];
 /// Larger codes are told as this.
@@ -53,12 +55,19 @@ pub enum Asked {
     Broken,
 }
 
-type Known = RwLock<HashMap<(&'static str, Step, Operation, bool), Arc<Timer>>>;
+/// A plugin's timers by step, operation and whether the request was rejected, each made when it is first needed: every
+/// write passes more than a dozen plugins, and must not look for a timer among all there are.
+type Timers = [OnceLock<Arc<Timer>>; 16];
+
+fn place(step: Step, operation: Operation, rejected: bool) -> usize {
+    (step as usize) << 3 | (operation as usize) << 1 | usize::from(rejected)
+}
 
 pub struct Figures {
     plugins: Arc<Family>,
     steps: Arc<Family>,
-    known: Known,
+    /// By plugin, those that run by default; those of all of them together are under no name.
+    known: HashMap<&'static str, Timers>,
     webhooks: Arc<Family>,
     webhook_requests: Arc<Family>,
     webhook_rejections: Arc<Family>,
@@ -80,7 +89,7 @@ impl Figures {
                 &["type", "operation", "rejected"],
                 BOUNDS,
             ),
-            known: RwLock::default(),
+            known: DEFAULT_PLUGINS.iter().chain([&ALL]).map(|name| (*name, Timers::default())).collect(),
             webhooks: families.histogram(
                 "apiserver_admission_webhook_admission_duration_seconds",
                 "[STABLE] Seconds an admission webhook took.",
@@ -105,33 +114,22 @@ impl Figures {
         }
     }
 
-    fn timer(&self, name: &'static str, step: Step, operation: Operation, rejected: bool) -> Arc<Timer> {
-        let key = (name, step, operation, rejected);
-        if let Some(timer) = self.known.read().get(&key) {
-            return timer.clone();
-        }
-        let told = if rejected { "true" } else { "false" };
-        let timer = match name {
-            "" => self.steps.timer(&[step.name(), operation_name(operation), told]),
-            name => self.plugins.timer(&[name, step.name(), operation_name(operation), told]),
+    pub fn plugin(&self, name: &str, step: Step, operation: Operation, rejected: bool, took: Duration) {
+        let make = || {
+            let labels = [step.name(), operation_name(operation), if rejected { "true" } else { "false" }];
+            match name {
+                ALL => self.steps.timer(&labels),
+                name => self.plugins.timer(&[name, labels[0], labels[1], labels[2]]),
+            }
         };
-        self.known.write().insert(key, timer.clone());
-        timer
-    }
-
-    pub fn plugin(
-        &self,
-        name: &'static str,
-        step: Step,
-        operation: Operation,
-        rejected: bool,
-        took: Duration,
-    ) {
-        self.timer(name, step, operation, rejected).took(took);
+        match self.known.get(name) {
+            Some(timers) => timers[place(step, operation, rejected)].get_or_init(make).took(took),
+            None => make().took(took),
+        }
     }
 
     pub fn step(&self, step: Step, operation: Operation, rejected: bool, took: Duration) {
-        self.timer("", step, operation, rejected).took(took);
+        self.plugin(ALL, step, operation, rejected, took);
     }
 
     pub fn webhook(&self, name: &str, step: Step, operation: Operation, asked: Asked, took: Duration) {
@@ -165,6 +163,7 @@ mod tests {
         let figures = Figures::new(&families);
         let took = Duration::from_millis(10);
         figures.plugin("Priority", Step::Admit, Operation::Create, false, took);
+        figures.plugin("Another", Step::Validate, Operation::Connect, true, took);
         figures.step(Step::Validate, Operation::Delete, true, took);
         for asked in [Asked::Allowed, Asked::Denied(403), Asked::Failed, Asked::Ignored] {
             figures.webhook("h", Step::Validate, Operation::Update, asked, took);
@@ -173,6 +172,7 @@ mod tests {
         families.render(&mut out);
         for line in [
             "apiserver_admission_controller_admission_duration_seconds_bucket{name=\"Priority\",type=\"admit\",operation=\"CREATE\",rejected=\"false\",le=\"0.025\"} 1",
+            "apiserver_admission_controller_admission_duration_seconds_count{name=\"Another\",type=\"validate\",operation=\"CONNECT\",rejected=\"true\"} 1",
             "apiserver_admission_step_admission_duration_seconds_count{type=\"validate\",operation=\"DELETE\",rejected=\"true\"} 1",
             "apiserver_admission_webhook_admission_duration_seconds_count{name=\"h\",type=\"validating\",operation=\"UPDATE\",rejected=\"true\"} 2",
             "apiserver_admission_webhook_request_total{name=\"h\",type=\"validating\",operation=\"UPDATE\",code=\"200\",rejected=\"false\"} 1",

@@ -31,40 +31,34 @@ struct Series {
 /// A histogram of durations that is kept and added to without further ado.
 pub struct Timer {
     bounds: Bounds,
+    /// One more than there are bounds: what is beyond them all.
     buckets: Box<[AtomicU64]>,
-    count: AtomicU64,
-    /// The sum in seconds, as the bits of an `f64`.
-    sum: AtomicU64,
+    sum_nanoseconds: AtomicU64,
 }
 
 impl Timer {
     fn new(bounds: Bounds) -> Timer {
-        let buckets = bounds.iter().map(|_| AtomicU64::new(0)).collect();
-        Timer { bounds, buckets, count: AtomicU64::new(0), sum: AtomicU64::new(0f64.to_bits()) }
+        let buckets = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        Timer { bounds, buckets, sum_nanoseconds: AtomicU64::new(0) }
     }
 
     pub fn took(&self, time: Duration) {
         let seconds = time.as_secs_f64();
-        self.count.fetch_add(1, Ordering::Relaxed);
-        let add = |sum| Some((f64::from_bits(sum) + seconds).to_bits());
-        let _ = self.sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        if let Some(i) = self.bounds.iter().position(|b| seconds <= *b) {
-            self.buckets[i].fetch_add(1, Ordering::Relaxed);
-        }
+        let bucket = self.bounds.iter().position(|b| seconds <= *b).unwrap_or(self.bounds.len());
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum_nanoseconds.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
     fn reset(&self) {
-        for figure in self.buckets.iter().chain([&self.count, &self.sum]) {
+        for figure in self.buckets.iter().chain([&self.sum_nanoseconds]) {
             figure.store(0, Ordering::Relaxed);
         }
     }
 
     fn series(&self) -> Series {
-        Series {
-            value: f64::from_bits(self.sum.load(Ordering::Relaxed)),
-            count: self.count.load(Ordering::Relaxed),
-            buckets: self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).collect(),
-        }
+        let buckets: Vec<u64> = self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).collect();
+        let sum = Duration::from_nanos(self.sum_nanoseconds.load(Ordering::Relaxed));
+        Series { value: sum.as_secs_f64(), count: buckets.iter().sum(), buckets }
     }
 }
 
