@@ -101,7 +101,7 @@ fn old_revisions_stay_readable_until_compacted() {
     assert_eq!(s.read(Some(5)).unwrap(), ["/b=x"]);
     assert_eq!(s.state.keys.len(), 1, "tombstones are gone");
     assert!(s.state.events.is_empty());
-    let only = s.state.versions(b"/b").nth(0).unwrap().cost();
+    let only = s.state.versions(b"/b").next().unwrap().cost();
     assert_eq!(s.state.bytes_in_use(), only);
 }
 
@@ -184,7 +184,7 @@ fn transactions_decide_first_and_then_write_at_one_revision() {
     let Done::DeleteRange { deleted: 1, previous } = &done.outcomes[3] else { panic!() };
     assert_eq!(s.show(previous), ["/a=2"]);
     assert_eq!(s.read(None).unwrap(), ["/b=nested"]);
-    assert_eq!(s.state.versions(b"/b").nth(0).unwrap().sub, 1);
+    assert_eq!(s.state.versions(b"/b").next().unwrap().sub, 1);
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn puts_can_keep_value_or_lease() {
     let mut s = Store::default();
     s.apply(Command::LeaseGrant { lease: 3, ttl_seconds: 5 });
     s.write("/a", Expect::Anything, to("v", 3));
-    let (first, crc) = (s.state.versions(b"/a").nth(0).unwrap().clone_arc(), crc32fast::hash(b"v"));
+    let (first, crc) = (s.state.versions(b"/a").next().unwrap().clone_arc(), crc32fast::hash(b"v"));
     s.txn(Txn::of(Op::Put(Put { ignore_value: true, ..Put::new("/a".into(), "".into()) }))).unwrap();
     let second = s.state.versions(b"/a").nth(1).unwrap().clone_arc();
     assert_eq!((second.len, second.crc, second.place(), second.lease), (1, crc, first.place(), 0));
