@@ -73,10 +73,18 @@ pub struct Encoded {
     pub message: Message,
 }
 
-/// An object's protobuf message, kept once it has been asked for, as long as there is room and nobody says that it should be
-/// forgotten. A clone begins without: it may get another revision, which is in the message.
+/// An object's protobuf message, kept once a list has asked for it, as long as there is room and it does not grow old. A clone
+/// begins without: it may get another revision, which is in the message.
 #[derive(Debug, Default)]
-pub struct Message(Mutex<Option<Box<(u64, Bytes)>>>);
+pub struct Message(Mutex<Option<Box<Kept>>>);
+
+#[derive(Debug)]
+struct Kept {
+    resource_version: u64,
+    bytes: Bytes,
+    /// Whether it was asked for since it last grew older.
+    used: bool,
+}
 
 /// Bytes of messages that are kept at most.
 const MESSAGES_BYTES_MAX: usize = 32 << 20;
@@ -90,13 +98,21 @@ impl Clone for Message {
 
 impl Drop for Message {
     fn drop(&mut self) {
-        self.forget();
+        Message::forget(self.0.get_mut());
     }
 }
 
 impl Message {
+    /// Whether any are kept.
+    pub fn any_kept() -> bool {
+        MESSAGES_BYTES.load(Ordering::Relaxed) > 0
+    }
+
     fn get(&self, resource_version: u64) -> Option<Bytes> {
-        self.0.lock().as_ref().filter(|kept| kept.0 == resource_version).map(|kept| kept.1.clone())
+        let mut kept = self.0.lock();
+        let kept = kept.as_mut().filter(|kept| kept.resource_version == resource_version)?;
+        kept.used = true;
+        Some(kept.bytes.clone())
     }
 
     fn keep(&self, resource_version: u64, message: &Bytes) {
@@ -106,14 +122,24 @@ impl Message {
         let mut kept = self.0.lock();
         if kept.is_none() {
             MESSAGES_BYTES.fetch_add(message.len(), Ordering::Relaxed);
-            *kept = Some(Box::new((resource_version, message.clone())));
+            *kept = Some(Box::new(Kept { resource_version, bytes: message.clone(), used: true }));
+        }
+    }
+
+    /// Gives the memory back of one that nobody has asked for since the last call.
+    pub fn grow_older(&self) {
+        let mut kept = self.0.lock();
+        if let Some(kept) = kept.as_mut().filter(|kept| kept.used) {
+            kept.used = false;
+        } else {
+            Message::forget(&mut kept);
         }
     }
 
     /// Gives the memory back; whoever asks next makes the message anew.
-    pub fn forget(&self) {
-        if let Some(kept) = self.0.lock().take() {
-            MESSAGES_BYTES.fetch_sub(kept.1.len(), Ordering::Relaxed);
+    fn forget(kept: &mut Option<Box<Kept>>) {
+        if let Some(kept) = kept.take() {
+            MESSAGES_BYTES.fetch_sub(kept.bytes.len(), Ordering::Relaxed);
         }
     }
 }
@@ -266,10 +292,15 @@ impl Encoded {
 
     /// The object as a protobuf message without envelope; `schema` is that of the stored version.
     pub fn to_message(&self, schema: &Schema) -> Result<Bytes, DecodeError> {
-        if let Some(kept) = self.message.get(self.resource_version) {
-            return Ok(kept);
+        match self.message.get(self.resource_version) {
+            Some(kept) => Ok(kept),
+            None => Ok(protobuf::transcode_message(&self.to_json(), schema)?.into()),
         }
-        let message = Bytes::from(protobuf::transcode_message(&self.to_json(), schema)?);
+    }
+
+    /// As [`Encoded::to_message`]; keeps it for the next who asks.
+    pub fn to_kept_message(&self, schema: &Schema) -> Result<Bytes, DecodeError> {
+        let message = self.to_message(schema)?;
         self.message.keep(self.resource_version, &message);
         Ok(message)
     }
@@ -387,7 +418,7 @@ mod tests {
         let body = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"}}"#;
         let first = Encoded::new(Bytes::from(body), 7, |_| vec![]).unwrap();
         let version = |e: &Encoded| {
-            let message = e.to_message(schema).unwrap();
+            let message = e.to_kept_message(schema).unwrap();
             let value = protobuf::decode(&protobuf::wrap("v1", "ConfigMap", &message), schema).unwrap();
             value["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
         };
@@ -395,6 +426,24 @@ mod tests {
         let second = Encoded { resource_version: 8, ..first.clone() };
         assert_eq!(version(&second), "8");
         assert_eq!(version(&Encoded { resource_version: 9, ..first }), "9");
+    }
+
+    #[test]
+    fn messages_that_nobody_asks_for_are_forgotten() {
+        let schema = crate::schema::for_kind("", "v1", "ConfigMap").unwrap();
+        let body = r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"}}"#;
+        let object = Encoded::new(Bytes::from(body), 7, |_| vec![]).unwrap();
+        let kept = || object.message.0.lock().is_some();
+        object.to_message(schema).unwrap();
+        assert!(!kept());
+        object.to_kept_message(schema).unwrap();
+        assert!(kept() && Message::any_kept());
+        object.message.grow_older();
+        object.to_message(schema).unwrap();
+        object.message.grow_older();
+        assert!(kept());
+        object.message.grow_older();
+        assert!(!kept());
     }
 
     #[test]

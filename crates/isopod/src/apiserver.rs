@@ -38,7 +38,7 @@ pub async fn run(flags: &Flags, told: Told, shutdown: CancellationToken) -> Resu
     flags.apply(&mut config)?;
     config.flags = told;
     let (handle, prepared) = kube_apiserver::prepare(config).await?;
-    tokio::spawn(residency::keep_small(move || handle.forget_encoded(), shutdown.clone()));
+    tokio::spawn(residency::give_back_freed(handle.freed(), shutdown.clone()));
     prepared.run(shutdown).await
 }
 

@@ -53,10 +53,7 @@ pub enum Component {
 /// Runs a component until it is told to end. `told` is what its command line says.
 pub async fn run(component: Component, told: Told) -> Result<()> {
     let shutdown = shutdown_on_signal()?;
-    // The API server has more to forget than the others, and sees to that itself.
-    if !matches!(component, Component::KubeApiserver(_)) {
-        tokio::spawn(residency::keep_small(|| {}, shutdown.clone()));
-    }
+    tokio::spawn(residency::keep_small(shutdown.clone()));
     match component {
         Component::KubeApiserver(flags) => Box::pin(apiserver::run(&flags, told, shutdown)).await,
         Component::Etcd { tool: Some(tool), .. } => etcd::tools::run(tool).await,

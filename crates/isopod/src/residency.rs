@@ -4,10 +4,12 @@
 //! for weeks. Code is the file's own bytes, so that giving it back costs no more than a minor fault when it is next run.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// How often this looks whether the process has become idle. The first look is at the end of a start.
@@ -18,8 +20,8 @@ const IDLE_CPU_MAX: Duration = Duration::from_millis(50);
 /// Nor is there anything to give back before it has run for this long since the last time.
 const WORK_MIN: Duration = Duration::from_millis(30);
 
-/// Gives memory back whenever the process has become idle, until `shutdown`: first what `forget` lets go.
-pub async fn keep_small(forget: impl Fn(), shutdown: CancellationToken) {
+/// Gives memory back whenever the process has become idle, until `shutdown`.
+pub async fn keep_small(shutdown: CancellationToken) {
     let Some(code) = code() else { return };
     let (mut last_look, mut given_back_at) = (cpu_time(), Duration::ZERO);
     let mut wait = FIRST_LOOK_AFTER;
@@ -29,10 +31,16 @@ pub async fn keep_small(forget: impl Fn(), shutdown: CancellationToken) {
         let idle = now.saturating_sub(last_look) < IDLE_CPU_MAX;
         last_look = now;
         if idle && now.saturating_sub(given_back_at) > WORK_MIN {
-            forget();
             give_back(&code);
             given_back_at = now;
         }
+    }
+}
+
+/// Gives memory back each time `freed` tells that there is much of it, until `shutdown`.
+pub async fn give_back_freed(freed: Arc<Notify>, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(freed.notified()).await.is_some() {
+        give_back_heap();
     }
 }
 
@@ -59,9 +67,13 @@ fn code_around(address: usize, maps: &str) -> Option<Range<usize>> {
     })
 }
 
-fn give_back(code: &Range<usize>) {
+fn give_back_heap() {
     // SAFETY: may be called at any time. It returns freed memory that the allocator has kept for the next burst.
     unsafe { libmimalloc_sys::mi_collect(true) };
+}
+
+fn give_back(code: &Range<usize>) {
+    give_back_heap();
     // SAFETY: the range is a private mapping of a file, and never was writable: the same bytes come back when they are next touched.
     let outcome = unsafe { libc::madvise(code.start as *mut libc::c_void, code.len(), libc::MADV_DONTNEED) };
     if outcome != 0 {

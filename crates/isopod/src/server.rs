@@ -72,7 +72,8 @@ async fn serve(
         node::start(&mut components, flags, &pki, &local, &node_name, node_ip)?;
     }
 
-    tokio::spawn(residency::keep_small(move || handle.forget_encoded(), apiserver_shutdown.clone()));
+    tokio::spawn(residency::keep_small(apiserver_shutdown.clone()));
+    tokio::spawn(residency::give_back_freed(handle.freed(), apiserver_shutdown.clone()));
 
     tokio::pin!(stop);
     let mut apiserver = apiserver;

@@ -143,9 +143,9 @@ impl Handle {
         self.server.registry.cache.wait_for(1, Duration::MAX).await;
     }
 
-    /// Forgets what was encoded for clients and can be again: for a server that has become idle.
-    pub fn forget_encoded(&self) {
-        self.server.registry.cache.forget_encoded();
+    /// Tells each time when much memory has been freed, which the allocator then may give back.
+    pub fn freed(&self) -> Arc<tokio::sync::Notify> {
+        self.server.registry.cache.freed()
     }
 
     /// Where the server listens.

@@ -416,7 +416,7 @@ pub async fn protobuf_messages(
     let mut messages = Vec::with_capacity(items.len());
     for (i, object) in items.iter().enumerate() {
         messages.push(match stored {
-            Some(schema) => object.to_message(schema).map_err(Status::internal)?,
+            Some(schema) => object.to_kept_message(schema).map_err(Status::internal)?,
             None => protobuf::encode_message(&show.value(object)?, schema).into(),
         });
         if i % TURN == TURN - 1 {

@@ -81,15 +81,13 @@ impl Frame {
     }
 
     /// The line of a JSON watch.
-    pub fn json(&self, kind: EventKind) -> Bytes {
-        self.json[kind as usize]
-            .get_or_init(|| {
-                let object = self.event.object_for(kind);
-                let mut out = Vec::with_capacity(object.body.len() + 96);
-                write_json_event(&mut out, kind, &object);
-                out.into()
-            })
-            .clone()
+    pub fn json(&self, kind: EventKind) -> &Bytes {
+        self.json[kind as usize].get_or_init(|| {
+            let object = self.event.object_for(kind);
+            let mut out = Vec::with_capacity(object.body.len() + 96);
+            write_json_event(&mut out, kind, &object);
+            out.into()
+        })
     }
 
     /// The frame of a protobuf watch, made by `encode` the first time.
@@ -97,8 +95,44 @@ impl Frame {
         &self,
         kind: EventKind,
         encode: impl FnOnce(EventKind, &Encoded) -> Option<Bytes>,
-    ) -> Option<Bytes> {
-        self.protobuf[kind as usize].get_or_init(|| encode(kind, &self.event.object_for(kind))).clone()
+    ) -> Option<&Bytes> {
+        self.protobuf[kind as usize].get_or_init(|| encode(kind, &self.event.object_for(kind))).as_ref()
+    }
+}
+
+/// Events that watchers are told together, and which of them one watcher sees.
+#[derive(Clone, Debug)]
+pub struct Told {
+    frames: Arc<[Frame]>,
+    /// Places in `frames` and the kinds that they have for this watcher; `None` where it sees all of them as they are.
+    seen: Option<Box<[(u32, EventKind)]>>,
+}
+
+impl Told {
+    /// What a watcher sees of `frames`; `None` when that is nothing.
+    pub fn new(frames: &Arc<[Frame]>, kind_for: impl Fn(&CachedEvent) -> Option<EventKind>) -> Option<Told> {
+        let as_it_is = |frame: &Frame| kind_for(&frame.event) == Some(frame.event.kind);
+        let first = frames.iter().take_while(|frame| as_it_is(frame)).count();
+        if first == frames.len() {
+            return (first > 0).then(|| Told { frames: frames.clone(), seen: None });
+        }
+        let before = frames[..first].iter().enumerate().map(|(i, frame)| (i as u32, frame.event.kind));
+        let rest = frames.iter().enumerate().skip(first);
+        let rest = rest.filter_map(|(i, frame)| Some((i as u32, kind_for(&frame.event)?)));
+        let seen: Box<[_]> = before.chain(rest).collect();
+        (!seen.is_empty()).then(|| Told { frames: frames.clone(), seen: Some(seen) })
+    }
+
+    /// How many the watcher sees, one at least.
+    pub fn events(&self) -> usize {
+        self.seen.as_ref().map_or(self.frames.len(), |seen| seen.len())
+    }
+
+    pub fn get(&self, i: usize) -> Option<(EventKind, &Frame)> {
+        match &self.seen {
+            None => self.frames.get(i).map(|frame| (frame.event.kind, frame)),
+            Some(seen) => seen.get(i).map(|(place, kind)| (*kind, &self.frames[*place as usize])),
+        }
     }
 }
 

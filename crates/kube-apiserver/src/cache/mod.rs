@@ -14,20 +14,20 @@ pub mod resource;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use apimachinery::object::Encoded;
+use apimachinery::object::{Encoded, Message};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use storage::{Event, EventBatch, KeyRange, KeyValue, RangeRequest, Store};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use events::{CachedEvent, EventKind, Frame};
 use resource::Incoming;
-pub use resource::{ResourceCache, ResourceKind, Snapshot, Start, TooOld, Watcher};
+pub use resource::{Next, ResourceCache, ResourceKind, Snapshot, Start, TooOld, Watcher};
 
 /// Where upstream keeps everything.
 pub const ROOT: &str = "/registry/";
@@ -35,8 +35,14 @@ pub const ROOT: &str = "/registry/";
 /// Changes of one resource applied at a time, during which its readers wait.
 const TOGETHER_MAX: usize = 64;
 const RELIST_PAUSE: Duration = Duration::from_millis(200);
+/// A message that nobody has asked for this long, or up to twice as long, is forgotten. Lists that many clients ask for come close
+/// together, after a restart for instance.
+const MESSAGES_AGE_EVERY: Duration = Duration::from_millis(500);
 /// How long a consistent read waits for the cache before it reads the store itself.
 const CATCH_UP_MAX: Duration = Duration::from_secs(2);
+
+/// Caches whose watchers are to be told something, and when.
+type Owing = Vec<(Instant, Arc<ResourceCache>)>;
 
 /// All resource caches and the task that feeds them.
 pub struct Cache {
@@ -49,6 +55,8 @@ pub struct Cache {
     synced: AtomicBool,
     /// Attributes of objects about to be written, by the address of their bytes: saves parsing them again.
     prepared: Mutex<HashMap<usize, Arc<Encoded>>>,
+    messages: Notify,
+    freed: Arc<Notify>,
 }
 
 impl Cache {
@@ -61,6 +69,8 @@ impl Cache {
             progress_now: Arc::new(AtomicU64::new(0)),
             synced: AtomicBool::new(false),
             prepared: Mutex::new(HashMap::new()),
+            messages: Notify::new(),
+            freed: Arc::default(),
         })
     }
 
@@ -144,9 +154,28 @@ impl Cache {
         self.prepared.lock().remove(&(body.as_ptr() as usize));
     }
 
-    /// Forgets what was encoded for clients and can be again.
-    pub fn forget_encoded(&self) {
-        self.resources.load().values().for_each(|cache| cache.forget_messages());
+    /// To be called after a list, which may have kept protobuf messages for the next: those are forgotten some time after the
+    /// last has asked for them.
+    pub fn messages_made(&self) {
+        if Message::any_kept() {
+            self.messages.notify_one();
+        }
+    }
+
+    /// Tells each time when much memory has been freed.
+    pub fn freed(&self) -> Arc<Notify> {
+        self.freed.clone()
+    }
+
+    async fn forget_messages(&self) {
+        loop {
+            self.messages.notified().await;
+            while Message::any_kept() {
+                tokio::time::sleep(MESSAGES_AGE_EVERY).await;
+                self.resources.load().values().for_each(|cache| cache.age_messages());
+            }
+            self.freed.notify_one();
+        }
     }
 
     /// Fills the caches and follows the store until `shutdown`.
@@ -162,6 +191,7 @@ impl Cache {
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = work => {}
+            () = self.forget_messages() => {}
         }
         for cache in self.resources.load().values() {
             cache.close();
@@ -183,13 +213,38 @@ impl Cache {
         self.advance(revision);
         self.synced.store(true, Ordering::Release);
         let mut events = self.store.watch(KeyRange::prefix(ROOT), found.revision + 1).await?;
-        while let Some(batch) = events.next().await {
-            self.apply(batch?);
+        let mut owing: Owing = Vec::new();
+        loop {
+            let due = owing.iter().map(|(at, _)| *at).min();
+            let batch = match due {
+                None => events.next().await,
+                Some(due) => tokio::select! {
+                    batch = events.next() => batch,
+                    () = tokio::time::sleep_until(due.into()) => {
+                        owing.retain(|(at, cache)| {
+                            let later = *at > due;
+                            if !later {
+                                cache.tell();
+                            }
+                            later
+                        });
+                        continue;
+                    }
+                },
+            };
+            match batch {
+                Some(batch) => self.apply(batch?, &mut owing),
+                None => return Ok(()),
+            }
         }
-        Ok(())
     }
 
-    fn apply(&self, batch: EventBatch) {
+    fn apply(&self, batch: EventBatch, owing: &mut Owing) {
+        let mut apply = |cache: Arc<ResourceCache>, changes: Vec<Incoming>| {
+            if let Some(later) = cache.apply(changes) {
+                owing.push((later, cache));
+            }
+        };
         let mut together: Option<(Arc<ResourceCache>, Vec<Incoming>)> = None;
         for event in batch.events {
             let Some((cache, at)) = self.route(event.key()) else { continue };
@@ -204,13 +259,13 @@ impl Cache {
                 }
                 _ => {
                     if let Some((cache, changes)) = together.replace((cache, vec![incoming])) {
-                        cache.apply(changes);
+                        apply(cache, changes);
                     }
                 }
             }
         }
         if let Some((cache, changes)) = together {
-            cache.apply(changes);
+            apply(cache, changes);
         }
         self.advance(batch.revision as u64);
     }

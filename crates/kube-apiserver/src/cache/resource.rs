@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use apimachinery::object::{Attributes, Encoded};
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use serde_json::Value;
 use storage::{Event, KeyValue};
 use tokio::sync::{mpsc, watch};
 
-use super::events::{CachedEvent, EventKind, Frame};
+use super::events::{CachedEvent, EventKind, Frame, Told};
 
 /// Most events a ring keeps.
 pub const RING_EVENTS_MAX: usize = 2048;
@@ -21,6 +22,10 @@ const RING_BYTES_MAX: usize = 4 << 20;
 const RING_EVENTS_MIN: usize = 128;
 /// Events a watcher may lag behind before it is cut off.
 const WATCHER_LAG_MAX: usize = 4096;
+/// What it costs about to wake a watcher and to send it what it has not seen.
+const WATCHER_TURN: Duration = Duration::from_micros(8);
+/// What the runtime's timers tell apart.
+const TICK: Duration = Duration::from_millis(1);
 
 /// Selectable fields of an object, read when it enters the cache.
 pub type FieldsOf = Arc<dyn Fn(&Value) -> Vec<(&'static str, String)> + Send + Sync>;
@@ -77,7 +82,17 @@ pub(super) struct Incoming {
 struct Subscriber {
     id: u64,
     matches: Option<Matches>,
-    sender: mpsc::Sender<(EventKind, Arc<Frame>)>,
+    sender: mpsc::UnboundedSender<Told>,
+    /// Events that are on their way to it: at most [`WATCHER_LAG_MAX`].
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Subscriber {
+    /// False when it has ended, or lags so much that it is cut off: then its channel ends after what it holds.
+    fn tell(&self, told: Told) -> bool {
+        let waiting = self.waiting.fetch_add(told.events(), Ordering::AcqRel);
+        (waiting == 0 || waiting + told.events() <= WATCHER_LAG_MAX) && self.sender.send(told).is_ok()
+    }
 }
 
 #[derive(Default)]
@@ -93,6 +108,11 @@ struct State {
     revision: u64,
     subscribers: Vec<Subscriber>,
     next_subscriber: u64,
+    /// Events that watchers have not been told yet.
+    held: Vec<Frame>,
+    /// While the watchers are at work on what they were told last, new events gather: several at once cost hardly more
+    /// than one. Nobody waits who would not have waited for the others.
+    busy_until: Option<Instant>,
     closed: bool,
 }
 
@@ -124,9 +144,9 @@ impl ResourceCache {
         self.len() == 0
     }
 
-    /// Forgets the protobuf messages that were kept for the next who asks.
-    pub(super) fn forget_messages(&self) {
-        self.state.read().objects.values().for_each(|object| object.message.forget());
+    /// Lets the protobuf messages grow older that were kept for the next who asks.
+    pub(super) fn age_messages(&self) {
+        self.state.read().objects.values().for_each(|object| object.message.grow_older());
     }
 
     /// A value that changes with every change.
@@ -233,12 +253,14 @@ impl ResourceCache {
 
     pub(super) fn close(&self) {
         let mut state = self.state.write();
+        state.tell();
         state.subscribers.clear();
         state.closed = true;
     }
 
-    /// Applies changes of the store, and tells watchers of all of them at once.
-    pub(super) fn apply(&self, changes: impl IntoIterator<Item = Incoming>) {
+    /// Applies changes of the store, and tells watchers of all of them at once, unless those are still busy: then at the
+    /// time returned, by [`ResourceCache::tell`].
+    pub(super) fn apply(&self, changes: impl IntoIterator<Item = Incoming>) -> Option<Instant> {
         let ready: Vec<_> = changes.into_iter().filter_map(|change| self.ready(change)).collect();
         let mut state = self.state.write();
         let mut events = Vec::with_capacity(ready.len());
@@ -279,10 +301,18 @@ impl ResourceCache {
                 (None, None) => continue,
             });
         }
-        state.publish(events);
+        let later = state.publish(events);
         drop(state);
         if newest > 0 {
             self.changes.send_replace(newest);
+        }
+        later
+    }
+
+    /// Tells watchers what was held back.
+    pub(super) fn tell(&self) {
+        if !self.state.read().held.is_empty() {
+            self.state.write().tell();
         }
     }
 
@@ -315,6 +345,8 @@ impl ResourceCache {
         start: Start,
     ) -> Result<Watcher, TooOld> {
         let mut state = self.state.write();
+        // The new watcher finds those in the state or in the ring.
+        state.tell();
         let current = self.current(&state);
         let prefix = prefix.to_owned();
         let matches: Option<Matches> = match (prefix.strip_suffix('/'), matches) {
@@ -330,7 +362,7 @@ impl ResourceCache {
         };
         let accept = |a: &Attributes| matches.as_ref().is_none_or(|m| m(a));
         let mut initial = Vec::new();
-        let mut missed = VecDeque::new();
+        let mut missed = None;
         match start {
             Start::State => initial = select(&state.objects, &prefix, Some(&accept)),
             Start::Now => {}
@@ -339,20 +371,19 @@ impl ResourceCache {
                     return Err(TooOld { oldest: state.ring_after });
                 }
                 let from = state.ring.partition_point(|e| e.revision <= revision);
-                missed = state
-                    .ring
-                    .range(from..)
-                    .filter_map(|e| e.kind_for(accept).map(|k| (k, Arc::new(Frame::new(e.clone())))))
-                    .collect();
+                let frames = state.ring.range(from..).map(|event| Frame::new(event.clone())).collect();
+                missed = Told::new(&frames, |event| event.kind_for(accept));
             }
         }
-        let (sender, receiver) = mpsc::channel(WATCHER_LAG_MAX);
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let waiting: Arc<AtomicUsize> = Arc::default();
         let id = state.next_subscriber;
         state.next_subscriber += 1;
         if !state.closed {
-            state.subscribers.push(Subscriber { id, matches, sender });
+            state.subscribers.push(Subscriber { id, matches, sender, waiting: waiting.clone() });
         }
-        Ok(Watcher { id, cache: self.clone(), initial, revision: current, missed, receiver })
+        let cache = self.clone();
+        Ok(Watcher { id, cache, initial, revision: current, told: missed, seen: 0, receiver, waiting })
     }
 }
 
@@ -364,24 +395,43 @@ enum Change {
 }
 
 impl State {
-    /// Every watcher gets all its events before the next one gets any: it wakes up once and finds them together.
-    fn publish(&mut self, events: Vec<CachedEvent>) {
-        let frames: Vec<Arc<Frame>> =
-            events.into_iter().map(|event| Arc::new(Frame::new(Arc::new(event)))).collect();
-        self.subscribers.retain(|s| {
-            frames.iter().all(|frame| {
-                let kind = match &s.matches {
-                    None => Some(frame.event.kind),
-                    Some(matches) => frame.event.kind_for(|a| matches(a)),
-                };
-                // Full or closed: the watcher is cut off and its channel ends after what it holds.
-                kind.is_none_or(|kind| s.sender.try_send((kind, frame.clone())).is_ok())
-            })
-        });
-        for frame in frames {
-            self.ring_bytes += frame.event.object.body.len();
-            self.ring.push_back(frame.event.clone());
+    /// Takes in events in the order of their revisions. Returns when watchers are to be told, if that is not done yet
+    /// and not owed already.
+    fn publish(&mut self, events: Vec<CachedEvent>) -> Option<Instant> {
+        let owed = !self.held.is_empty();
+        for event in events.into_iter().map(Arc::new) {
+            self.ring_bytes += event.object.body.len();
+            self.ring.push_back(event.clone());
+            self.held.push(Frame::new(event));
         }
+        self.shrink_ring();
+        let later = self.busy_until.filter(|until| Instant::now() < *until);
+        if later.is_none() {
+            self.tell();
+        }
+        later.filter(|_| !owed && !self.held.is_empty())
+    }
+
+    /// Every watcher gets all its events before the next one gets any: it wakes up once and finds them together.
+    fn tell(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        let frames: Arc<[Frame]> = std::mem::take(&mut self.held).into();
+        let mut told = 0;
+        self.subscribers.retain(|s| {
+            let seen = Told::new(&frames, |event| match &s.matches {
+                None => Some(event.kind),
+                Some(matches) => event.kind_for(|a| matches(a)),
+            });
+            told += u32::from(seen.is_some());
+            seen.is_none_or(|seen| s.tell(seen))
+        });
+        let turn = WATCHER_TURN * told;
+        self.busy_until = (turn > TICK).then(|| Instant::now() + turn);
+    }
+
+    fn shrink_ring(&mut self) {
         while self.ring.len() > RING_EVENTS_MAX
             || (self.ring_bytes > RING_BYTES_MAX && self.ring.len() > RING_EVENTS_MIN)
         {
@@ -415,6 +465,13 @@ fn select(
         .collect()
 }
 
+/// A change as a watcher sees it, and how many more are there already.
+pub struct Next<'a> {
+    pub kind: EventKind,
+    pub frame: &'a Frame,
+    pub waiting: usize,
+}
+
 /// One watch in progress: first `initial` (when asked for), then [`Watcher::next`].
 pub struct Watcher {
     id: u64,
@@ -422,33 +479,62 @@ pub struct Watcher {
     /// The state at `revision`, with [`Start::State`].
     pub initial: Vec<Arc<Encoded>>,
     pub revision: u64,
-    missed: VecDeque<(EventKind, Arc<Frame>)>,
-    receiver: mpsc::Receiver<(EventKind, Arc<Frame>)>,
+    /// What it was told last, and how much of that it has seen.
+    told: Option<Told>,
+    seen: usize,
+    receiver: mpsc::UnboundedReceiver<Told>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Watcher {
     /// The next change; `None` when the watcher was cut off or the cache was rebuilt.
-    pub async fn next(&mut self) -> Option<(EventKind, Arc<Frame>)> {
-        if let Some(event) = self.missed.pop_front() {
-            return Some(event);
+    pub async fn next(&mut self) -> Option<Next<'_>> {
+        if self.unseen() == 0 {
+            // Sleeping, it holds nothing.
+            self.told = None;
+            let told = self.receiver.recv().await?;
+            self.take(told);
         }
-        self.receiver.recv().await
+        self.see()
     }
 
     /// The next change if it is there already.
-    pub fn ready(&mut self) -> Option<(EventKind, Arc<Frame>)> {
-        self.missed.pop_front().or_else(|| self.receiver.try_recv().ok())
+    pub fn ready(&mut self) -> Option<Next<'_>> {
+        if self.unseen() == 0 {
+            self.told = None;
+            let told = self.receiver.try_recv().ok()?;
+            self.take(told);
+        }
+        self.see()
     }
 
-    /// How many changes are there already.
-    pub fn waiting(&self) -> usize {
-        self.missed.len() + self.receiver.len()
+    fn take(&mut self, told: Told) {
+        self.waiting.fetch_sub(told.events(), Ordering::AcqRel);
+        (self.told, self.seen) = (Some(told), 0);
+    }
+
+    fn see(&mut self) -> Option<Next<'_>> {
+        self.seen += 1;
+        let waiting = self.unseen() + self.waiting.load(Ordering::Relaxed);
+        let (kind, frame) = self.told.as_ref()?.get(self.seen - 1)?;
+        Some(Next { kind, frame, waiting })
+    }
+
+    fn unseen(&self) -> usize {
+        self.told.as_ref().map_or(0, |told| told.events() - self.seen)
+    }
+
+    /// Every change up to this revision is in the cache, though perhaps not told yet.
+    pub fn cached(&self) -> u64 {
+        self.cache.progress.load(Ordering::Acquire).max(self.revision)
     }
 
     /// A revision up to which this watcher has been sent everything, provided [`Watcher::ready`] answers `None`
     /// after the call.
     pub fn progress(&self) -> u64 {
-        self.cache.progress.load(Ordering::Acquire).max(self.revision)
+        let progress = self.cached();
+        self.cache.tell();
+        progress
     }
 }
 
@@ -458,5 +544,77 @@ impl Drop for Watcher {
         if let Some(i) = state.subscribers.iter().position(|s| s.id == self.id) {
             state.subscribers.swap_remove(i);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(revision: i64) -> Incoming {
+        let body = format!(
+            r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"c{revision}","namespace":"d"}}}}"#
+        );
+        let kv = KeyValue {
+            key: format!("/registry/configmaps/d/c{revision}").into(),
+            value: body.into(),
+            create_revision: revision,
+            mod_revision: revision,
+            version: 1,
+            lease: 0,
+        };
+        let at = super::super::ROOT.len() + "configmaps/".len();
+        Incoming { event: Event::Put { kv: Arc::new(kv), previous: None }, at, prepared: None }
+    }
+
+    fn cache() -> Arc<ResourceCache> {
+        let kind =
+            ResourceKind { prefix: "configmaps/".into(), fields: Arc::new(|_| Vec::new()), to_json: None };
+        let cache = Arc::new(ResourceCache::new(kind, Arc::default()));
+        cache.reset(Vec::new(), 1);
+        cache
+    }
+
+    fn told(watcher: &mut Watcher) -> Vec<u64> {
+        std::iter::from_fn(|| watcher.ready().map(|next| next.frame.event.revision)).collect()
+    }
+
+    #[test]
+    fn few_watchers_are_told_at_once() {
+        let cache = cache();
+        let mut watcher = cache.watch("", None, Start::Now).unwrap();
+        for revision in 2..5 {
+            assert_eq!(cache.apply([put(revision)]), None);
+            assert_eq!(told(&mut watcher), [revision as u64]);
+        }
+    }
+
+    #[test]
+    fn many_watchers_are_told_again_when_they_have_had_time() {
+        let cache = cache();
+        // Long enough that the machine does not get there by itself.
+        let many = 2_000_000;
+        let mut watchers: Vec<Watcher> =
+            (0..300).map(|_| cache.watch("", None, Start::Now).unwrap()).collect();
+        assert_eq!(cache.apply([put(2)]), None);
+        assert_eq!(told(&mut watchers[0]), [2]);
+        cache.state.write().busy_until = Some(Instant::now() + WATCHER_TURN * many);
+        let until = cache.state.read().busy_until;
+        // Owed once.
+        assert_eq!((cache.apply([put(3)]), cache.apply([put(4)])), (until, None));
+        assert!(told(&mut watchers[0]).is_empty());
+        assert_eq!(cache.snapshot("", None).revision, 4);
+        // Who asks how far he is, is told all of it; who comes later gets nothing twice.
+        watchers[0].progress();
+        assert_eq!(told(&mut watchers[0]), [3, 4]);
+        cache.state.write().busy_until = until;
+        assert_eq!(cache.apply([put(5)]), until);
+        let mut late = cache.watch("", None, Start::After(3)).unwrap();
+        assert_eq!(told(&mut late), [4, 5]);
+        assert_eq!(told(&mut watchers[299]), [2, 3, 4, 5]);
+        cache.state.write().busy_until = until;
+        assert_eq!(cache.apply([put(6)]), until);
+        cache.tell();
+        assert_eq!(told(&mut late), [6]);
     }
 }

@@ -16,7 +16,7 @@ use super::delete::DeleteOptions;
 use super::selection::Selection;
 use super::write::{Change, Write};
 use super::{Entry, Registry, meta};
-use crate::cache::{EventKind, ResourceCache, Start, Watcher};
+use crate::cache::{EventKind, Next, ResourceCache, Start, Watcher};
 use crate::seams::{Objects, Writer};
 
 /// In-process streams tell how far they are at least this often, when there is something to tell.
@@ -174,10 +174,10 @@ impl Registry {
                         return Some((event, Position::Following(watcher)));
                     }
                 };
-                let told = watcher.progress();
+                let told = watcher.cached();
                 loop {
                     match tokio::time::timeout(BOOKMARK_EVERY, watcher.next()).await {
-                        Ok(Some((kind, frame))) => {
+                        Ok(Some(Next { kind, frame, .. })) => {
                             let object = frame.event.object_for(kind);
                             let event = match kind {
                                 EventKind::Deleted => SourceEvent::Deleted(object),

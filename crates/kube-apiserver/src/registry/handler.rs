@@ -394,7 +394,9 @@ pub async fn serve(server: &Arc<Server>, call: &mut Call) -> Result<Response<Bod
             "list" => {
                 let show = call.show(entry, registry)?;
                 let page = registry.list(entry, &selection, &ListOptions::parse(&call.query)?).await?;
-                list::response(show, page).await
+                let response = list::response(show, page).await;
+                registry.cache.messages_made();
+                response
             }
             "watch" => {
                 let show = call.show(entry, registry)?;

@@ -1,5 +1,6 @@
 //! Watches over HTTP: the present state if asked for, then changes, bookmarks, an end.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use super::output::{IncludeObject, Show};
 use super::selection::Selection;
 use super::{Entry, Registry};
 use crate::cache::events::write_json_event;
-use crate::cache::{EventKind, Frame, Start, Watcher};
+use crate::cache::{EventKind, Frame, Next, Start, Watcher};
 use crate::http::Body;
 use crate::http::body::BoxError;
 use crate::http::negotiation::{Accept, Encoding, View};
@@ -106,13 +107,13 @@ impl Encoder {
         }
     }
 
-    fn event(&mut self, kind: EventKind, frame: &Frame) -> Option<Bytes> {
+    fn event<'a>(&mut self, kind: EventKind, frame: &'a Frame) -> Option<Cow<'a, Bytes>> {
         if frame.event.revision <= self.after {
             return None;
         }
         let kind = self.kind_for(kind, frame)?;
         if self.verbatim {
-            return Some(frame.json(kind));
+            return Some(Cow::Borrowed(frame.json(kind)));
         }
         if self.accept.encoding == Encoding::Protobuf
             && self.accept.view == View::Whole
@@ -122,9 +123,9 @@ impl Encoder {
             let encode = |kind: EventKind, object: &Encoded| {
                 wire::protobuf_event(kind.name(), &self.entry, object, schema)
             };
-            return frame.protobuf(kind, encode);
+            return frame.protobuf(kind, encode).map(Cow::Borrowed);
         }
-        self.object(kind, &frame.event.object_for(kind))
+        self.object(kind, &frame.event.object_for(kind)).map(Cow::Owned)
     }
 
     fn object(&mut self, kind: EventKind, object: &Encoded) -> Option<Bytes> {
@@ -210,7 +211,7 @@ impl Progress {
                 self.sent = revision;
                 return self.encoder.bookmark(revision, true);
             }
-            let (kind, frame) = tokio::select! {
+            let Next { kind, frame, waiting } = tokio::select! {
                 biased;
                 event = self.watcher.next() => event?,
                 () = self.timer.as_mut() => {
@@ -231,30 +232,22 @@ impl Progress {
                 }
             };
             self.sent = self.sent.max(frame.event.revision);
-            let mut bytes = match self.encoder.event(kind, &frame) {
-                Some(bytes) => bytes,
-                None => continue,
-            };
+            let Some(line) = self.encoder.event(kind, frame) else { continue };
+            if waiting == 0 {
+                return Some(line.into_owned());
+            }
             // What waits already goes out in the same write.
-            let mut joined: Option<Vec<u8>> = None;
-            while bytes.len() + joined.as_ref().map_or(0, Vec::len) < CHUNK_BYTES
-                && let Some((kind, frame)) = self.watcher.ready()
+            let mut lines = Vec::with_capacity((line.len() * (waiting + 1)).min(2 * CHUNK_BYTES));
+            lines.extend_from_slice(&line);
+            while lines.len() < CHUNK_BYTES
+                && let Some(Next { kind, frame, .. }) = self.watcher.ready()
             {
                 self.sent = self.sent.max(frame.event.revision);
-                if let Some(more) = self.encoder.event(kind, &frame) {
-                    let first = || {
-                        let waiting = self.watcher.waiting() + 2;
-                        let mut joined = Vec::with_capacity((bytes.len() * waiting).min(2 * CHUNK_BYTES));
-                        joined.extend_from_slice(&bytes);
-                        joined
-                    };
-                    joined.get_or_insert_with(first).extend_from_slice(&more);
+                if let Some(line) = self.encoder.event(kind, frame) {
+                    lines.extend_from_slice(&line);
                 }
             }
-            if let Some(joined) = joined {
-                bytes = joined.into();
-            }
-            return Some(bytes);
+            return Some(lines.into());
         }
     }
 }
@@ -328,7 +321,8 @@ impl Registry {
                     watcher,
                     encoder,
                 };
-                Body::stream(stream::unfold(progress, |mut progress| async move {
+                // In a box, since it moves with every event.
+                Body::stream(stream::unfold(Box::new(progress), |mut progress| async move {
                     let bytes = progress.step().await?;
                     Some((Ok::<_, BoxError>(bytes), progress))
                 }))
