@@ -314,12 +314,12 @@ impl Engine {
         Ok(scan.finish())
     }
 
-    /// Runs a transaction; returns when it is durable. One that cannot write never touches the log.
-    pub async fn txn(&self, mut txn: Txn) -> Result<TxnOutcome, Error> {
+    /// Runs a transaction; returns when it is durable. One that cannot write never touches the log. Keys and values are kept as
+    /// they come, and should not be slices of something larger.
+    pub async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error> {
         let transacted = if txn.is_read_only() {
             self.shared.state.read().read(&txn, &self.shared.files)?
         } else {
-            txn.detach();
             match self.propose(Command::Txn(txn)).await? {
                 Applied::Transacted(transacted) => transacted,
                 other => return Err(unexpected(&other)),

@@ -199,24 +199,6 @@ impl Txn {
         })
     }
 
-    /// Copies small keys and values out of the buffers that they may be slices of: the cache keeps them, and would keep
-    /// a connection's whole buffer for each.
-    pub(crate) fn detach(&mut self) {
-        for op in self.success.iter_mut().chain(&mut self.failure) {
-            match op {
-                Op::Put(put) => {
-                    for bytes in [&mut put.key, &mut put.value.bytes] {
-                        if bytes.len() < DETACH_MAX {
-                            *bytes = Bytes::copy_from_slice(bytes);
-                        }
-                    }
-                }
-                Op::Txn(txn) => txn.detach(),
-                Op::Range(_) | Op::DeleteRange(_) => {}
-            }
-        }
-    }
-
     /// Bytes that the larger branch would add; 0 when no branch puts anything. Counted as etcd's quota does.
     pub(crate) fn cost(&self) -> u64 {
         let branch = |ops: &[Op]| ops.iter().map(Op::cost).sum::<u64>();
@@ -242,9 +224,6 @@ impl Op {
 pub(crate) fn put_cost(key: &[u8], value: &Value) -> u64 {
     256 + key.len() as u64 + u64::from(value.len)
 }
-
-/// Longer values are worth the buffer around them.
-const DETACH_MAX: usize = 16 << 10;
 
 /// How one operation ended, in the order of the operations.
 #[derive(Clone, Debug)]

@@ -1,8 +1,8 @@
 //! The watch cache: one watch over the whole store, dispatched to one cache per resource.
 //!
 //! Sketch: a store event costs one parse of the object (for its attributes), one insertion into an ordered map, one
-//! slot in the resource's ring and one `try_send` of an `Arc` per interested watcher, who wakes up once for the events of
-//! a batch. Watchers share the encoded frame of an event; nobody copies the body but the one who first needs the frame.
+//! slot in the resource's ring; a batch of them one send of an `Arc` per interested watcher. Watchers share the encoded frame
+//! of an event; nobody copies the body but the one who first needs the frame, and who has several to send at once.
 //! Memory: an object is its bytes, its attributes (~300 B) and a map entry; a ring holds at most [`resource::RING_EVENTS_MAX`]
 //! events.
 //!
