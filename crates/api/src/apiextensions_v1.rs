@@ -13,6 +13,12 @@ pub const GROUP: &str = "apiextensions.k8s.io";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "customresourcedefinitions",
+    warnings: |new, old| {
+        let before = old.map(schema::unknown_formats).unwrap_or_default();
+        let mut formats = schema::unknown_formats(new);
+        formats.retain(|format| !before.contains(format));
+        formats.into_iter().map(|format| format!("unrecognized format {format:?}")).collect()
+    },
     validate: validation::definition,
     validate_update: validation::definition_update,
     defaults,

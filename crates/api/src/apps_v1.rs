@@ -18,6 +18,7 @@ const BASE: Rules = Rules { group: GROUP, ..WITH_STATUS };
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "deployments",
+        template: "spec.template",
         warnings: |new, old| warnings::of_workload(new, old, "spec.template", true),
         first_status: r#"{}"#,
         defaults: deployment_defaults,
@@ -32,6 +33,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "replicasets",
+        template: "spec.template",
         warnings: |new, old| warnings::of_workload(new, old, "spec.template", true),
         first_status: r#"{"replicas":0}"#,
         defaults: replica_set_defaults,
@@ -44,10 +46,18 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "statefulsets",
-        warnings: |new, old| warnings::of_workload(new, old, "spec.template", false),
+        template: "spec.template",
+        warnings: crate::advice::of_stateful_set,
         first_status: r#"{"replicas":0,"availableReplicas":0}"#,
         defaults: stateful_set_defaults,
         name: crate::meta::label_name,
+        // The feature is off by default.
+        prepare_for_create: |set| drop(set.remove("spec.updateStrategy.rollingUpdate.maxUnavailable")),
+        prepare_for_update: |new, old| {
+            if !old.has("spec.updateStrategy.rollingUpdate.maxUnavailable") {
+                new.remove("spec.updateStrategy.rollingUpdate.maxUnavailable");
+            }
+        },
         validate: validation::stateful_set,
         validate_update: validation::stateful_set_update,
         validate_status_update: validation::stateful_set_status,
@@ -57,6 +67,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "daemonsets",
+        template: "spec.template",
         warnings: |new, old| warnings::of_workload(new, old, "spec.template", false),
         first_status: r#"{"currentNumberScheduled":0,"numberMisscheduled":0,"desiredNumberScheduled":0,"numberReady":0}"#,
         defaults: daemon_set_defaults,

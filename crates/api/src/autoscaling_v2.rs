@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use crate::check::{self, Report};
-use crate::meta;
 use crate::path::Path;
 use crate::strategy::{Errors, Rules, WITH_STATUS};
 use crate::value::{Read, Write, quantity};
@@ -110,6 +109,11 @@ fn metric(errors: &mut Errors, metric: &Value, path: &Path<'_>) {
         errors.required(&path.child("type"), "must specify a metric source type");
     }
     errors.one_of(&path.child("type"), kind, &kinds);
+    // The first source that is given is looked at, whatever is meant to be there.
+    let given = ["object", "external", "pods", "resource", "containerResource"];
+    if let Some(member) = given.into_iter().find(|member| metric.has(member)) {
+        metric_source(errors, member, metric.at(member), &path.child(member));
+    }
     let Some(at) = kinds.iter().position(|k| *k == kind) else { return };
     let wanted = members[at];
     if !metric.has(wanted) {
@@ -120,11 +124,9 @@ fn metric(errors: &mut Errors, metric: &Value, path: &Path<'_>) {
             errors.forbidden(&path.child(member), "must populate the given metric source only");
         }
     }
-    let source = metric.at(wanted);
-    if source.is_null() {
-        return;
-    }
-    let path = path.child(wanted);
+}
+
+fn metric_source(errors: &mut Errors, wanted: &str, source: &Value, path: &Path<'_>) {
     let target = source.at("target");
     let at = path.child("target");
     if matches!(wanted, "resource" | "containerResource") {
@@ -157,7 +159,6 @@ fn metric(errors: &mut Errors, metric: &Value, path: &Path<'_>) {
     } else {
         errors.invalid_each(&metric.child("name"), name, check::path_segment(name));
     }
-    meta::label_selector(errors, source.at("metric.selector"), &metric.child("selector"));
     metric_target(errors, target, &at);
     let average = at.child("averageValue");
     match (wanted, target.has("value"), target.has("averageValue")) {

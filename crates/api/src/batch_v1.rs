@@ -4,7 +4,7 @@ mod validation;
 
 use serde_json::Value;
 
-use crate::core_v1::pod::{self, warnings};
+use crate::core_v1::pod;
 use crate::strategy::{FieldLabels, GarbageCollection, Rules, WITH_STATUS};
 use crate::value::{Read, Write};
 
@@ -15,7 +15,8 @@ const BASE: Rules = Rules { group: GROUP, ..WITH_STATUS };
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "jobs",
-        warnings: |new, old| warnings::of_workload(new, old, "spec.template", true),
+        template: "spec.template",
+        warnings: crate::advice::of_job,
         first_status: r#"{}"#,
         defaults: job_defaults,
         validate: validation::job,
@@ -33,7 +34,8 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "cronjobs",
-        warnings: |new, old| warnings::of_workload(new, old, "spec.jobTemplate.spec.template", true),
+        template: "spec.jobTemplate.spec.template",
+        warnings: crate::advice::of_cron_job,
         first_status: r#"{}"#,
         defaults: cron_job_defaults,
         validate: validation::cron_job,
@@ -53,6 +55,9 @@ fn prepare_job(job: &mut Value) {
         return;
     }
     let (name, uid) = (job.text("metadata.name").to_owned(), job.text("metadata.uid").to_owned());
+    // Labels that were the template's stay the template's.
+    let shared =
+        job.has("metadata.labels") && job.at("metadata.labels") == job.at("spec.template.metadata.labels");
     if let Some(labels) = job.object_mut("spec.template.metadata.labels") {
         for (keys, value) in [(JOB_NAME, &name), (CONTROLLER_UID, &uid)] {
             for key in keys {
@@ -62,6 +67,9 @@ fn prepare_job(job: &mut Value) {
     }
     if let Some(selected) = job.object_mut("spec.selector.matchLabels") {
         selected.entry(CONTROLLER_UID[0]).or_insert_with(|| uid.as_str().into());
+    }
+    if shared {
+        job.remove("metadata.labels");
     }
     label_as_template(job);
 }

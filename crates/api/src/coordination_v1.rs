@@ -36,9 +36,5 @@ fn validate(lease: &Value) -> Errors {
         errors.invalid(&path.child("leaseDurationSeconds"), seconds, "must be greater than 0");
     }
     errors.not_negative(&path.child("leaseTransitions"), spec.int("leaseTransitions"));
-    let strategy = spec.text("strategy");
-    if !spec.text("preferredHolder").is_empty() && strategy.is_empty() {
-        errors.forbidden(&path.child("preferredHolder"), "may only be specified if `strategy` is defined");
-    }
     errors
 }

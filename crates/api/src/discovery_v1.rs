@@ -15,8 +15,20 @@ pub const GROUP: &str = "discovery.k8s.io";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "endpointslices",
+    warnings: crate::advice::of_endpoint_slice,
     validate,
     validate_update,
+    prepare_for_create: |slice| {
+        drop_topology(slice);
+        if slice.has("ports") && slice.list("ports").is_empty() {
+            slice.put("ports", Value::Null);
+        }
+    },
+    prepare_for_update: |new, old| {
+        if new.at("endpoints") != old.at("endpoints") {
+            drop_topology(new);
+        }
+    },
     defaults: |slice| {
         for endpoint in slice.list_mut("endpoints") {
             endpoint.put_default("conditions", serde_json::json!({}));
@@ -29,6 +41,13 @@ pub static RULES: &[Rules] = &[Rules {
     generation: &["addressType", "endpoints", "ports", "metadata.labels"],
     ..DEFAULT
 }];
+
+/// Topology was a member of older versions: what is written to it is dropped.
+fn drop_topology(slice: &mut Value) {
+    for endpoint in slice.list_mut("endpoints") {
+        endpoint.remove("deprecatedTopology");
+    }
+}
 
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_PORTS: usize = 20_000;

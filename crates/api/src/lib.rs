@@ -3,6 +3,7 @@
 //! I/O or reads a clock.
 
 pub mod admissionregistration_v1;
+pub mod advice;
 pub mod apiextensions_v1;
 pub mod apiregistration_v1;
 pub mod apps_v1;

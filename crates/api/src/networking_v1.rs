@@ -13,6 +13,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "ingresses",
+        warnings: crate::advice::of_ingress,
         validate: validation::ingress_create,
         validate_update: |new, _| validation::ingress_spec(new),
         validate_status_update: validation::ingress_status,
@@ -33,6 +34,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "networkpolicies",
+        warnings: crate::advice::of_network_policy,
         validate: validation::network_policy,
         validate_update: |new, _| validation::network_policy(new),
         defaults: network_policy_defaults,

@@ -15,6 +15,7 @@ pub const GROUP: &str = "node.k8s.io";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "runtimeclasses",
+    warnings: crate::advice::of_runtime_class,
     validate,
     validate_update,
     namespaced: false,

@@ -14,7 +14,7 @@ pub const GROUP: &str = "policy";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "poddisruptionbudgets",
-    name: |_, _| Vec::new(),
+    name: meta::path_segment_name,
     first_status: r#"{"disruptionsAllowed":0,"currentHealthy":0,"desiredHealthy":0,"expectedPods":0}"#,
     validate,
     validate_update: |new, _| validate(new),

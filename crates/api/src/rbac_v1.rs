@@ -100,7 +100,11 @@ fn validate_cluster_role(role: &Value) -> Errors {
             errors.required(&path, "at least one clusterRoleSelector required if aggregationRule is non-nil");
         }
         for (i, selector) in selectors.iter().enumerate() {
-            meta::label_selector(&mut errors, selector, &path.index(i));
+            let path = path.index(i);
+            meta::label_selector(&mut errors, selector, &path);
+            if !meta::is_readable_selector(selector) {
+                errors.invalid(&path, Value::Null, "invalid label selector.");
+            }
         }
     }
     errors

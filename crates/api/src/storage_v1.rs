@@ -16,6 +16,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "storageclasses",
+        warnings: crate::advice::of_storage_class,
         validate: validate_class,
         validate_update: validate_class_update,
         defaults: class_defaults,
@@ -25,6 +26,14 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "csidrivers",
+        warnings: crate::advice::of_driver,
+        // The feature is off by default.
+        prepare_for_create: |driver| drop(driver.remove("spec.preventPodSchedulingIfMissing")),
+        prepare_for_update: |new, old| {
+            if !old.has("spec.preventPodSchedulingIfMissing") {
+                new.remove("spec.preventPodSchedulingIfMissing");
+            }
+        },
         validate: validate_driver,
         validate_update: validate_driver_update,
         defaults: driver_defaults,
@@ -44,6 +53,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "csistoragecapacities",
+        warnings: crate::advice::of_storage_capacity,
         validate: validate_capacity,
         validate_update: validate_capacity_update,
         unconditional_update: false,
@@ -132,7 +142,11 @@ fn validate_class(class: &Value) -> Errors {
         let path = path.child("matchLabelExpressions");
         for (j, expression) in term.list("matchLabelExpressions").iter().enumerate() {
             let path = path.index(j);
-            let (path, values) = (path.child("values"), expression.list("values"));
+            let key = expression.text("key");
+            let (path, values) = {
+                errors.invalid_each(&path.child("key"), key, check::qualified_name(key));
+                (path.child("values"), expression.list("values"))
+            };
             if values.is_empty() {
                 errors.required(&path, "");
             }
@@ -200,6 +214,13 @@ fn validate_driver(driver: &Value) -> Errors {
             }
         }
     }
+    if spec.has("serviceAccountTokenInSecrets") && spec.list("tokenRequests").is_empty() {
+        errors.invalid(
+            &path.child("serviceAccountTokenInSecrets"),
+            spec.at("serviceAccountTokenInSecrets").clone(),
+            "serviceAccountTokenInSecrets is set but no tokenRequests are specified",
+        );
+    }
     for mode in spec.list("volumeLifecycleModes") {
         errors.one_of(
             &path.child("volumeLifecycleModes"),
@@ -264,6 +285,10 @@ fn validate_attachment(attachment: &Value) -> Errors {
             errors.forbidden(&source, "must specify exactly one of inlineVolumeSpec and persistentVolumeName")
         }
         _ => {}
+    }
+    if spec.has("source.inlineVolumeSpec") && !spec.has("source.persistentVolumeName") {
+        let (inline, path) = (spec.at("source.inlineVolumeSpec"), source.child("inlineVolumeSpec"));
+        crate::core_v1::persistent_volume::volume_spec(&mut errors, inline, "", true, &path);
     }
     if spec.has("source.persistentVolumeName") {
         let (name, path) = (spec.text("source.persistentVolumeName"), source.child("persistentVolumeName"));

@@ -125,6 +125,8 @@ pub struct Rules {
     pub status_keeps_metadata: bool,
     /// Members whose change counts the generation; empty where there is no generation.
     pub generation: &'static [&'static str],
+    /// Where the pod's template is, for kinds that have one.
+    pub template: &'static str,
     pub create_on_update: bool,
     pub unconditional_update: bool,
     pub garbage_collection: GarbageCollection,
@@ -164,6 +166,7 @@ pub const DEFAULT: Rules = Rules {
     first_status: "",
     status_keeps_metadata: false,
     generation: &[],
+    template: "",
     create_on_update: false,
     unconditional_update: true,
     garbage_collection: GarbageCollection::DeleteDependents,
@@ -221,10 +224,20 @@ impl Rules {
                 "apiextensions.k8s.io"
                     | "apiregistration.k8s.io"
                     | "coordination.k8s.io"
+                    | "policy"
                     | "admissionregistration.k8s.io"
             );
         if !any {
             crate::meta::known_finalizers(errors, object.list("metadata.finalizers"));
+        }
+    }
+
+    /// Drops what features that are off would need from the pod's template.
+    fn drop_disabled(&self, object: &mut Value) {
+        if !self.template.is_empty()
+            && let Some(spec) = object.find_mut(self.template).and_then(|template| template.find_mut("spec"))
+        {
+            crate::core_v1::pod::drop_disabled(spec);
         }
     }
 
@@ -253,11 +266,10 @@ impl Strategy for Rules {
         }
         object.remove("metadata.deletionTimestamp");
         object.remove("metadata.deletionGracePeriodSeconds");
-        if self.generation.is_empty() {
-            object.remove("metadata.generation");
-        } else {
+        if !self.generation.is_empty() {
             object.put("metadata.generation", 1);
         }
+        self.drop_disabled(object);
         (self.prepare_for_create)(object);
     }
 
@@ -266,6 +278,7 @@ impl Strategy for Rules {
         if self.status {
             new.copy_from(old, "status");
         }
+        self.drop_disabled(new);
         (self.prepare_for_update)(new, old);
         self.count_generation(new, old);
     }

@@ -369,6 +369,8 @@ impl Schema {
             return self.go.to_owned();
         }
         match &self.kind {
+            // Amounts by resource have a type of their own.
+            Kind::Map(values) if matches!(values.kind, Kind::Quantity) => "v1.ResourceList".into(),
             Kind::Map(values) => format!("map[string]{}", values.go_type()),
             Kind::List(items, _) => format!("[]{}", items.go_type()),
             Kind::String => "string".into(),
@@ -381,7 +383,8 @@ impl Schema {
             Kind::Time => "v1.Time".into(),
             Kind::MicroTime => "v1.MicroTime".into(),
             Kind::Duration => "v1.Duration".into(),
-            Kind::IntOrString => "intstr.IntOrString".into(),
+            // What it is if it is no text.
+            Kind::IntOrString => "int32".into(),
             Kind::Raw => "runtime.RawExtension".into(),
             Kind::FieldsV1 => "v1.FieldsV1".into(),
             Kind::Object(_) | Kind::Any => "map[string]interface {}".into(),

@@ -17,8 +17,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::timeout;
 
-const GROUPS: [(&str, &str); 15] = [
+const GROUPS: [(&str, &str); 16] = [
     ("setup", include_str!("answers/setup.jsonl")),
+    ("fields", include_str!("answers/fields.jsonl")),
     ("defaults", include_str!("answers/defaults.jsonl")),
     ("protocol", include_str!("answers/protocol.jsonl")),
     ("http", include_str!("answers/http.jsonl")),
@@ -75,6 +76,9 @@ struct Answer {
     causes: BTreeSet<(String, String)>,
     #[serde(default)]
     object: Option<Value>,
+    /// The texts of Warning headers, where they are looked at.
+    #[serde(default)]
+    warnings: Option<Vec<String>>,
 }
 
 /// Puts fixed text in place of what differs from run to run.
@@ -176,6 +180,7 @@ fn answer(code: u16, body: &Value, whole: bool) -> Answer {
         message: failed.then(|| settled(&text("message"))),
         causes: if failed { causes.collect() } else { BTreeSet::new() },
         object: (whole && !failed).then_some(object),
+        warnings: None,
     }
 }
 
@@ -193,17 +198,20 @@ async fn answers_as_upstream_does() {
                 .entry(token.clone())
                 .or_insert_with(|| client(&cluster.handle, Some(token.as_str()).filter(|t| !t.is_empty())));
             let mut attempts = if case.wait { 40 } else { 1 };
-            let (code, body) = loop {
+            let (code, warnings, body) = loop {
                 let exchange = async {
                     let response = client.send(request(&case, &saved)).await.unwrap();
                     let code = response.status().as_u16();
-                    (code, response.into_body().collect().await.unwrap().to_bytes())
+                    let warnings = response.headers().get_all("warning").iter();
+                    let warnings: Vec<String> =
+                        warnings.filter_map(|w| w.to_str().ok()).map(str::to_owned).collect();
+                    (code, warnings, response.into_body().collect().await.unwrap().to_bytes())
                 };
                 // One that never ends is a wrong answer too.
-                let (code, bytes) = timeout(ENDLESS, exchange).await.unwrap_or_default();
+                let (code, warnings, bytes) = timeout(ENDLESS, exchange).await.unwrap_or_default();
                 attempts -= 1;
                 if attempts == 0 || code < 300 {
-                    break (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null));
+                    break (code, warnings, serde_json::from_slice(&bytes).unwrap_or(Value::Null));
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             };
@@ -222,6 +230,7 @@ async fn answers_as_upstream_does() {
             if case.answer.message.is_none() {
                 got.message = None;
             }
+            got.warnings = case.answer.warnings.is_some().then_some(warnings);
             tried += 1;
             if got != case.answer {
                 wrong.push(format!("{group}: {}\n  want {:?}\n  got  {got:?}", case.name, case.answer));

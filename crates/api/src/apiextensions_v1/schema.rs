@@ -26,6 +26,8 @@ pub fn check(errors: &mut Errors, schema: &Value, path: &Path<'_>, with_status: 
     if with_status && !kind.is_empty() && kind != "object" {
         let why = "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
         errors.invalid(&path.child("type"), kind, why);
+    } else if with_status && only_for_status(schema) {
+        errors.invalid(path, schema.clone(), ROOT_WITH_STATUS);
     }
     if schema.flag("nullable") {
         errors.forbidden(&path.child("nullable"), "nullable cannot be true at the root");
@@ -48,6 +50,81 @@ pub fn check(errors: &mut Errors, schema: &Value, path: &Path<'_>, with_status: 
 }
 
 /// Whether a schema or one within it is such.
+const ROOT_WITH_STATUS: &str = "only [Description Type Format Title Maximum ExclusiveMaximum Minimum ExclusiveMinimum \
+    MaxLength MinLength Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties ExternalDocs Example \
+    XPreserveUnknownFields XValidations] fields are allowed at the root of the schema if the status subresource is enabled";
+
+/// Whether the root says what could not be told apart for the status: anything but the members named above.
+fn only_for_status(schema: &Value) -> bool {
+    const ALLOWED: [&str; 22] = [
+        "description",
+        "type",
+        "format",
+        "title",
+        "maximum",
+        "exclusiveMaximum",
+        "minimum",
+        "exclusiveMinimum",
+        "maxLength",
+        "minLength",
+        "pattern",
+        "maxItems",
+        "minItems",
+        "uniqueItems",
+        "multipleOf",
+        "required",
+        "items",
+        "properties",
+        "externalDocs",
+        "example",
+        KEEPS_UNKNOWN,
+        RULES,
+    ];
+    let empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    };
+    let members = schema.as_object().into_iter().flatten();
+    members.filter(|(_, value)| !empty(value)).any(|(name, _)| !ALLOWED.contains(&name.as_str()))
+}
+
+/// Formats that nothing is known of, in all schemas of a definition.
+pub fn unknown_formats(definition: &Value) -> Vec<String> {
+    let mut found = vec![];
+    let mut all: Vec<&Value> = vec![];
+    for version in definition.list("spec.versions") {
+        all.push(version.at("schema.openAPIV3Schema"));
+    }
+    // In the order in which a schema is walked: itself, then what it holds.
+    while let Some(schema) = all.pop() {
+        if !schema.is_object() {
+            continue;
+        }
+        let format = schema.text("format");
+        if !format.is_empty() && !is_known_format(schema.text("type"), format) {
+            found.push(format.to_owned());
+        }
+        all.extend(["items", "additionalProperties", "not"].iter().map(|name| schema.at(name)));
+        all.extend(schema.entries("properties").map(|(_, s)| s));
+        all.extend(["allOf", "anyOf", "oneOf"].iter().flat_map(|name| schema.list(name)));
+    }
+    found
+}
+
+fn is_known_format(kind: &str, format: &str) -> bool {
+    const OF_STRINGS: &str = " bsonobjectid uri email hostname ipv4 ipv6 cidr mac uuid uuid3 uuid4 uuid5 isbn isbn10 isbn13 \
+                              creditcard ssn hexcolor rgbcolor byte password date duration datetime k8sshortname \
+                              k8slongname ";
+    match kind {
+        "" | "string" => OF_STRINGS.contains(&format!(" {} ", format.replace('-', ""))),
+        "integer" => matches!(format, "int32" | "int64"),
+        "number" => matches!(format, "float" | "double"),
+        _ => false,
+    }
+}
+
 fn any(schema: &Value, depth: usize, such: &dyn Fn(&Value) -> bool) -> bool {
     if depth > DEPTH_MAX || !schema.is_object() {
         return false;

@@ -36,8 +36,11 @@ fn selector(errors: &mut Errors, spec: &Value, what: &str) {
         }
     }
     if !meta::is_readable_selector(selector) {
-        let why = if what == "statefulset" { "" } else { "invalid label selector" };
-        errors.invalid(&path, selector.clone(), why);
+        match what {
+            "daemonset" => {}
+            "statefulset" => errors.invalid(&path, selector.clone(), ""),
+            _ => errors.invalid(&path, selector.clone(), "invalid label selector"),
+        }
         return;
     }
     let labels = spec.at("template.metadata.labels");

@@ -35,7 +35,7 @@ pub fn job(job: &Value) -> Errors {
     } else {
         meta::label_selector(&mut errors, selector, &SPEC.child("selector"));
         let labels = spec.at("template.metadata.labels");
-        if !meta::selects(selector, labels) {
+        if meta::is_readable_selector(selector) && !meta::selects(selector, labels) {
             let template = SPEC.child("template");
             errors.invalid(
                 &template.child("metadata").child("labels"),
@@ -112,7 +112,9 @@ fn job_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     }
     if spec.has("managedBy") {
         let by = spec.text("managedBy");
-        if !by.contains('/') || !check::qualified_name(by).is_empty() {
+        if by.is_empty() {
+            errors.required(&path.child("managedBy"), "");
+        } else if !by.contains('/') || !check::qualified_name(by).is_empty() {
             errors.invalid(
                 &path.child("managedBy"),
                 by,
@@ -278,7 +280,7 @@ fn exit_codes(errors: &mut Errors, requirement: &Value, spec: &Value, path: &Pat
     let path = path.child("values");
     let values: Vec<i64> = requirement.list("values").iter().filter_map(Value::as_i64).collect();
     if values.is_empty() {
-        errors.invalid(&path, values.clone(), "at least one value is required");
+        errors.invalid(&path, requirement.at("values").clone(), "at least one value is required");
     } else if values.len() > MAX_EXIT_CODES {
         errors.too_many(&path, values.len(), MAX_EXIT_CODES);
     }
@@ -663,7 +665,7 @@ fn is_zone_part(part: &str) -> bool {
 
 /// A name the time zone database knows.
 fn known_zone(zone: &str) -> bool {
-    zone == "UTC" || jiff::tz::TimeZone::get(zone).is_ok()
+    zone == "UTC" || apimachinery::clock::time_zone(zone).is_some()
 }
 
 /// Whether a schedule can be read: five fields of numbers, names, ranges, lists and steps, or a name such as `@daily`.

@@ -22,6 +22,15 @@ pub fn secret_defaults(secret: &mut Value) {
     }
 }
 
+/// References to secrets say their names and no more.
+pub fn bare_references(account: &mut Value) {
+    for secret in account.list_mut("secrets") {
+        if let Some(members) = secret.as_object_mut() {
+            members.retain(|name, _| name == "name");
+        }
+    }
+}
+
 pub fn limit_range_defaults(range: &mut Value) {
     for item in range.list_mut("spec.limits").filter(|item| item.text("type") == "Container") {
         let map = |item: &Value, name: &str| item.at(name).as_object().cloned().unwrap_or_default();
@@ -178,7 +187,10 @@ pub fn validate_limit_range(range: &Value) -> Errors {
         let path = list.index(i);
         let kind = limit.text("type");
         errors.invalid_each(&path.child("type"), kind, check::qualified_name(kind));
-        if !kind.contains('/') && !matches!(kind, "Pod" | "Container" | "PersistentVolumeClaim") {
+        if !kind.is_empty()
+            && !kind.contains('/')
+            && !matches!(kind, "Pod" | "Container" | "PersistentVolumeClaim")
+        {
             errors.invalid(&path.child("type"), kind, "must be a standard limit type or fully qualified");
         }
         if kinds.contains(&kind) {

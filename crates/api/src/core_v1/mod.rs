@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::advice;
 use crate::meta;
 use crate::scale;
 use crate::strategy::{
@@ -65,6 +66,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "podtemplates",
+        template: "template",
         warnings: |new, old| pod::warnings::of_workload(new, old, "template", false),
         generation: &["template"],
         defaults: |template| {
@@ -85,6 +87,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "replicationcontrollers",
+        template: "spec.template",
         warnings: |new, old| pod::warnings::of_workload(new, old, "spec.template", true),
         first_status: r#"{"replicas":0}"#,
         defaults: replication_controller::defaults,
@@ -102,6 +105,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "services",
+        warnings: advice::of_service,
         defaults: service::defaults,
         validate: service::validate,
         validate_update: service::validate_update,
@@ -127,6 +131,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "endpoints",
+        warnings: advice::of_endpoints,
         create_on_update: true,
         defaults: service::endpoints_defaults,
         validate: service::validate_endpoints,
@@ -135,6 +140,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "nodes",
+        warnings: advice::of_node,
         defaults: node::defaults,
         validate: node::validate,
         validate_update: node::validate_update,
@@ -185,6 +191,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "secrets",
+        warnings: advice::of_secret,
         defaults: config::secret_defaults,
         validate: config::validate_secret,
         validate_update: config::validate_secret_update,
@@ -201,7 +208,13 @@ pub static RULES: &[Rules] = &[
         validate_update: config::validate_config_map_update,
         ..DEFAULT
     },
-    Rules { resource: "serviceaccounts", ..DEFAULT },
+    Rules {
+        resource: "serviceaccounts",
+        warnings: advice::of_service_account,
+        prepare_for_create: config::bare_references,
+        prepare_for_update: |new, _| config::bare_references(new),
+        ..DEFAULT
+    },
     Rules {
         resource: "limitranges",
         create_on_update: true,
@@ -212,6 +225,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "resourcequotas",
+        warnings: advice::of_quota,
         first_status: r#"{}"#,
         validate: config::validate_quota,
         validate_update: config::validate_quota_update,
@@ -220,6 +234,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "persistentvolumes",
+        warnings: advice::of_volume,
         defaults: persistent_volume::defaults,
         validate: persistent_volume::validate_volume,
         validate_update: persistent_volume::validate_volume_update,
@@ -229,6 +244,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "persistentvolumeclaims",
+        warnings: advice::of_claim,
         defaults: persistent_volume::claim_defaults,
         validate: persistent_volume::validate_claim,
         validate_update: persistent_volume::validate_claim_update,

@@ -247,114 +247,156 @@ const SOURCES: [&str; 22] = [
 
 pub fn validate_volume(volume: &Value) -> Errors {
     let mut errors = Errors::new();
-    let path = Path::new("spec");
-    let spec = volume.at("spec");
+    volume_spec(&mut errors, volume.at("spec"), volume.text("metadata.name"), false, &Path::new("spec"));
+    errors
+}
+
+/// The spec of a volume of that name, or (`inline`) of one that only an attachment knows.
+pub fn volume_spec(errors: &mut Errors, spec: &Value, name: &str, inline: bool, path: &Path<'_>) {
+    const INLINE: &str = "may not be specified in the context of inline volumes";
+    if inline {
+        if spec.has("claimRef") {
+            errors.forbidden(&path.child("claimRef"), INLINE);
+        }
+        if spec.entries("capacity").next().is_some() {
+            errors.forbidden(&path.child("capacity"), INLINE);
+        }
+        if !spec.has("csi") {
+            errors.required(&path.child("csi"), "has to be specified in the context of inline volumes");
+        }
+    }
     let modes = spec.list("accessModes");
     if modes.is_empty() {
         errors.required(&path.child("accessModes"), "");
     }
-    access_modes(&mut errors, modes, &path.child("accessModes"));
-    let capacity = path.child("capacity");
-    let amounts = spec.entries("capacity").count();
-    if amounts == 0 {
-        errors.required(&capacity, "");
-    }
-    if !spec.has("capacity.storage") || amounts > 1 {
-        errors.not_supported(&capacity, spec.at("capacity").clone(), &["storage"]);
-    }
-    for (resource, value) in spec.entries("capacity") {
-        positive_amount(&mut errors, value, &capacity.key(resource));
-    }
+    access_modes(errors, modes, &path.child("accessModes"));
     let policy = spec.text("persistentVolumeReclaimPolicy");
-    if !policy.is_empty() {
-        errors.one_of(&path.child("persistentVolumeReclaimPolicy"), policy, &["Delete", "Recycle", "Retain"]);
-    }
-    let affinity = spec.at("nodeAffinity.required");
-    if spec.has("nodeAffinity") {
-        let path = path.child("nodeAffinity");
-        if affinity.is_null() {
-            errors.required(&path.child("required"), "must specify required node constraints");
-        } else {
-            scheduling::node_selector(&mut errors, affinity, &path.child("required"));
+    let policy_path = path.child("persistentVolumeReclaimPolicy");
+    let affinity_path = path.child("nodeAffinity");
+    let affinity = spec.at("nodeAffinity");
+    if inline {
+        if !matches!(policy, "" | "Retain") {
+            errors.forbidden(&policy_path, "may only be Retain in the context of inline volumes");
+        }
+        if !affinity.is_null() {
+            errors.forbidden(&affinity_path, INLINE);
+        }
+    } else {
+        let capacity = path.child("capacity");
+        let amounts = spec.entries("capacity").count();
+        if amounts == 0 {
+            errors.required(&capacity, "");
+        }
+        if !spec.has("capacity.storage") || amounts > 1 {
+            errors.not_supported(&capacity, spec.at("capacity").clone(), &["storage"]);
+        }
+        for (resource, value) in spec.entries("capacity") {
+            positive_amount(errors, value, &capacity.key(resource));
+        }
+        if !policy.is_empty() {
+            errors.one_of(&policy_path, policy, &["Delete", "Recycle", "Retain"]);
+        }
+        if !affinity.is_null() {
+            match affinity.at("required") {
+                Value::Null => {
+                    errors
+                        .required(&affinity_path.child("required"), "must specify required node constraints");
+                }
+                required => scheduling::node_selector(errors, required, &affinity_path.child("required")),
+            }
         }
     }
+    volume_source(errors, spec, name, path);
+    if spec.text("hostPath.path") == "/" && policy == "Recycle" {
+        errors.forbidden(&policy_path, "may not be 'recycle' for a hostPath mount of '/'");
+    }
+    if inline {
+        if !spec.text("storageClassName").is_empty() {
+            errors.forbidden(&path.child("storageClassName"), INLINE);
+        }
+        if !matches!(spec.text("volumeMode"), "Filesystem") && spec.has("volumeMode") {
+            let mode = "may not specify volumeMode other than Filesystem in the context of inline volumes";
+            errors.forbidden(&path.child("volumeMode"), mode);
+        }
+    } else {
+        class_name(errors, spec, "storageClassName", path);
+        if spec.has("volumeMode") {
+            errors.one_of(&path.child("volumeMode"), spec.text("volumeMode"), &["Block", "Filesystem"]);
+        }
+    }
+    if spec.has("volumeAttributesClassName") {
+        if spec.text("volumeAttributesClassName").is_empty() {
+            errors.required(&path.child("volumeAttributesClassName"), "an empty string is disallowed");
+        } else {
+            class_name(errors, spec, "volumeAttributesClassName", path);
+        }
+        if !spec.has("csi") {
+            errors.required(&path.child("csi"), "has to be specified when using volumeAttributesClassName");
+        }
+    }
+}
+
+fn volume_source(errors: &mut Errors, spec: &Value, name: &str, path: &Path<'_>) {
     let mut found = false;
     for kind in SOURCES {
         let source = spec.get_or_null(kind);
         if source.is_null() {
             continue;
         }
-        // Upstream names this field by what the volume was called first.
-        let path = path.child(if kind == "gcePersistentDisk" { "persistentDisk" } else { kind });
-        if found {
-            errors.forbidden(&path, "may not specify more than 1 volume type");
+        // Of this one upstream does not mind a second source.
+        if found && kind != "flexVolume" {
+            errors
+                .forbidden(&path.child(volume::second_name(kind)), "may not specify more than 1 volume type");
             continue;
         }
         found = true;
+        let spec_path = path;
+        let path = path.child(volume::first_name(kind));
         match kind {
-            "hostPath" => volume::host_path(&mut errors, source, &path),
-            "nfs" => volume::nfs(&mut errors, source, &path),
+            "hostPath" => volume::host_path(errors, source, &path),
+            "nfs" => volume::nfs(errors, source, &path),
             "local" => {
                 if source.text("path").is_empty() {
                     errors.required(&path.child("path"), "");
                 } else {
-                    volume::no_backsteps(&mut errors, source.text("path"), &path.child("path"));
+                    volume::no_backsteps(errors, source.text("path"), &path.child("path"));
                 }
-                if affinity.is_null() {
-                    let spec = Path::new("spec");
-                    errors.required(&spec.child("nodeAffinity"), "Local volume requires node affinity");
+                if !spec.has("nodeAffinity") {
+                    errors.required(&spec_path.child("nodeAffinity"), "Local volume requires node affinity");
                 }
             }
             "csi" => {
-                driver_name(&mut errors, source.text("driver"), &path.child("driver"));
+                driver_name(errors, source.text("driver"), &path.child("driver"));
                 if source.text("volumeHandle").is_empty() {
                     errors.required(&path.child("volumeHandle"), "");
                 }
-                for name in [
+                for reference in [
                     "controllerPublishSecretRef",
                     "controllerExpandSecretRef",
                     "nodePublishSecretRef",
                     "nodeExpandSecretRef",
                 ] {
-                    for part in ["name", "namespace"] {
-                        if source.has(name) && source.at(name).text(part).is_empty() {
-                            errors.required(&path.child(name).child(part), "");
+                    if !source.has(reference) {
+                        continue;
+                    }
+                    let path = path.child(reference);
+                    for (part, rule) in [
+                        ("name", check::dns1123_subdomain as fn(&str) -> Vec<String>),
+                        ("namespace", check::dns1123_label),
+                    ] {
+                        match source.at(reference).text(part) {
+                            "" => errors.required(&path.child(part), ""),
+                            value => errors.invalid_each(&path.child(part), value, rule(value)),
                         }
                     }
                 }
             }
-            "gcePersistentDisk" | "awsElasticBlockStore" | "quobyte" | "azureDisk" | "fc" => {
-                volume::legacy(&mut errors, kind, source, &path);
-            }
-            _ => {}
+            _ => volume::legacy(errors, kind, source, Some(name), &path),
         }
     }
     if !found {
-        errors.required(&path, "must specify a volume type");
+        errors.required(path, "must specify a volume type");
     }
-    if spec.text("hostPath.path") == "/" && policy == "Recycle" {
-        errors.forbidden(
-            &path.child("persistentVolumeReclaimPolicy"),
-            "may not be 'recycle' for a hostPath mount of '/'",
-        );
-    }
-    class_name(&mut errors, spec, "storageClassName", &path);
-    if spec.has("volumeMode") {
-        errors.one_of(&path.child("volumeMode"), spec.text("volumeMode"), &["Block", "Filesystem"]);
-    }
-    if spec.has("volumeAttributesClassName") {
-        let path = path.child("volumeAttributesClassName");
-        if spec.text("volumeAttributesClassName").is_empty() {
-            errors.required(&path, "an empty string is disallowed");
-        } else {
-            class_name(&mut errors, spec, "volumeAttributesClassName", &Path::new("spec"));
-        }
-        if !spec.has("csi") {
-            let spec = Path::new("spec");
-            errors.required(&spec.child("csi"), "has to be specified when using volumeAttributesClassName");
-        }
-    }
-    errors
 }
 
 pub fn validate_volume_update(new: &Value, old: &Value) -> Errors {

@@ -133,7 +133,7 @@ pub fn requirements(
             if name(errors, resource, path)
                 && !(matches!(resource, "cpu" | "memory") || is_huge_page(resource))
             {
-                errors.not_supported(path, resource, &["cpu", "memory", "hugepages-"]);
+                errors.not_supported(path, resource, &["cpu", "hugepages-", "memory"]);
             }
         } else {
             container_name(errors, resource, path);

@@ -303,9 +303,6 @@ impl<'a> Reader<'a> {
             Kind::Bytes => self.base64()?,
             Kind::Time | Kind::MicroTime => {
                 let text = self.string()?;
-                if text.is_empty() {
-                    return Ok(None);
-                }
                 let normal = if matches!(schema.kind, Kind::Time) {
                     normalize_time(&text)
                 } else {

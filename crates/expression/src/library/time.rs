@@ -106,5 +106,5 @@ fn zone(name: &str) -> Option<TimeZone> {
         let seconds = hours * 3600 + minutes * 60;
         return Offset::from_seconds(if negative { -seconds } else { seconds }).ok().map(TimeZone::fixed);
     }
-    TimeZone::get(name).ok()
+    apimachinery::clock::time_zone(name)
 }

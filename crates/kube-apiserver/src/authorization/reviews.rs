@@ -103,7 +103,9 @@ fn shown_path(attributes: &Value) -> Value {
 }
 
 /// What is wrong with what is asked; `namespace` is that of the request's path.
-fn spec_problems(resource: &str, spec: &Value, namespace: &str) -> Vec<FieldError> {
+fn problems(resource: &str, object: &Value, namespace: &str) -> Vec<FieldError> {
+    let spec = &object["spec"];
+    let local = resource == "localsubjectaccessreviews";
     let path = Path::new("spec");
     let (of_resource, of_path) = (path.child("resourceAttributes"), path.child("nonResourceAttributes"));
     let (has_resource, has_path) =
@@ -124,7 +126,31 @@ fn spec_problems(resource: &str, spec: &Value, namespace: &str) -> Vec<FieldErro
         errors.push(FieldError::invalid(&path.child("user"), "", why));
     }
     errors.extend(selector_problems(&spec["resourceAttributes"]));
-    if resource != "localsubjectaccessreviews" {
+    // What the server itself sets does not count, nor does what is empty.
+    let said = |(name, value): (&String, &Value)| {
+        const OWN: [&str; 7] = [
+            "managedFields",
+            "namespace",
+            "selfLink",
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+        ];
+        let empty = match value {
+            Value::Null => true,
+            Value::String(text) => text.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            Value::Object(members) => members.is_empty(),
+            _ => false,
+        };
+        !empty && !OWN.contains(&name.as_str())
+    };
+    if object["metadata"].as_object().is_some_and(|metadata| metadata.iter().any(said)) {
+        let why = if local { "must be empty except for namespace" } else { "must be empty" };
+        errors.push(FieldError::invalid(&Path::new("metadata"), object["metadata"].clone(), why));
+    }
+    if !local {
         return errors;
     }
     let named = text(&spec["resourceAttributes"]["namespace"]);
@@ -222,7 +248,7 @@ impl Answers {
         object: &mut Value,
         ns: &str,
     ) -> Result<(), Status> {
-        let errors = spec_problems(resource, &object["spec"], ns);
+        let errors = problems(resource, object, ns);
         if !errors.is_empty() {
             // Upstream does not say of what kind.
             return Err(Status::invalid("", AUTHORIZATION, "", errors));
@@ -285,6 +311,9 @@ impl Answers {
         if !unknown.is_empty() {
             status["evaluationError"] = json!(unknown.join(", "));
         }
+        // The answer is of its own and repeats nothing of the question.
+        object["metadata"] = json!({});
+        object["spec"] = json!({});
         object["status"] = status;
         Ok(())
     }

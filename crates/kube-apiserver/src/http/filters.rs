@@ -112,7 +112,11 @@ pub async fn handle(server: &Arc<Server>, request: Request<Body>, caller: Caller
         headers.insert(FLOW_SCHEMA.clone(), ids.schema);
         headers.insert(PRIORITY_LEVEL.clone(), ids.level);
     }
-    for warning in &call.warnings {
+    for (i, warning) in call.warnings.iter().enumerate() {
+        // Each is said once.
+        if call.warnings[..i].contains(warning) {
+            continue;
+        }
         if let Ok(value) = HeaderValue::from_str(&warning_value(warning)) {
             headers.append(header::WARNING, value);
         }

@@ -75,6 +75,25 @@ fn same_members(a: &Value, b: &Value, same: impl Fn(&str, Option<&Value>, Option
     }
 }
 
+/// Leaves out owners that are named twice, and tells their identities.
+pub fn distinct_owners(metadata: &mut Map<String, Value>) -> Option<String> {
+    let owners = metadata.get_mut("ownerReferences")?.as_array_mut()?;
+    let mut duplicates: Vec<String> = vec![];
+    let mut at = 1;
+    while at < owners.len() {
+        if owners[..at].contains(&owners[at]) {
+            let uid = owners.remove(at)["uid"].as_str().unwrap_or_default().to_owned();
+            if !duplicates.contains(&uid) {
+                duplicates.push(uid);
+            }
+        } else {
+            at += 1;
+        }
+    }
+    duplicates.sort();
+    (!duplicates.is_empty()).then(|| duplicates.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

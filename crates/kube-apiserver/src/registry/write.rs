@@ -138,6 +138,18 @@ impl Write<'_> {
     /// Stores a new object, given in the storage version.
     pub async fn create(&mut self, namespace: &str, mut object: Value) -> Result<Written, Status> {
         let entry = self.entry;
+        let metadata = meta::metadata(&mut object);
+        for name in
+            ["selfLink", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
+        {
+            metadata.remove(name);
+        }
+        if let Some(duplicates) = meta::distinct_owners(metadata) {
+            self.warnings.push(format!(
+                ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and \
+                 may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {duplicates}"
+            ));
+        }
         entry.defaults(&mut object);
         let shown = self.policy.as_ref().is_some_and(|p| p.admission.shows_objects());
         let managed = match shown || entry.custom.is_some() {
@@ -173,7 +185,6 @@ impl Write<'_> {
             entry.defaults(&mut object);
         }
         let metadata = meta::metadata(&mut object);
-        metadata.remove("selfLink");
         metadata.insert("uid".to_owned(), apimachinery::names::uid().into());
         metadata.insert("creationTimestamp".to_owned(), registry.clock.now_rfc3339().into());
         if entry.namespaced {
@@ -519,7 +530,11 @@ impl Write<'_> {
             self.warnings.extend(warnings);
         }
         self.invalid(name, errors)?;
-        self.warnings.extend(entry.strategy.warnings(&new, Some(old)));
+        self.warnings.extend(match self.subresource {
+            "status" if entry.custom.is_none() => api::advice::of_status(&new),
+            "status" => vec![],
+            _ => entry.strategy.warnings(&new, Some(old)),
+        });
         self.admit(Operation::Update, namespace_seen, name, &mut new, Some(old), true).await?;
         Ok(new)
     }

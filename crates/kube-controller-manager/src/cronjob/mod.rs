@@ -21,7 +21,6 @@ use schedule::Schedule;
 const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
 /// More missed times than this look like a clock gone wrong.
 const MISSED_MAX: usize = 100;
-const ZONES: &str = "/usr/share/zoneinfo";
 
 struct Controller {
     ctx: Context,
@@ -71,11 +70,7 @@ fn zone(spec: &CronJobSpec) -> Result<TimeZone, String> {
     let Some(name) = spec.time_zone.as_deref().filter(|z| !matches!(*z, "UTC" | "Etc/UTC")) else {
         return Ok(TimeZone::UTC);
     };
-    if name.starts_with('/') || name.split('/').any(|p| p.is_empty() || p == "..") {
-        return Err(format!("unknown time zone {name}"));
-    }
-    let data = std::fs::read(format!("{ZONES}/{name}")).map_err(|_| format!("unknown time zone {name}"))?;
-    TimeZone::tzif(name, &data).map_err(|e| format!("unknown time zone {name}: {e}"))
+    apimachinery::clock::time_zone(name).ok_or_else(|| format!("unknown time zone {name}"))
 }
 
 /// What the clock asks for.

@@ -635,6 +635,62 @@ pub fn user_id(errors: &mut Errors, id: &Value, path: &Path<'_>) {
 }
 
 /// Seccomp and AppArmor, of pods and containers.
+/// What Windows knows of a container or pod.
+pub fn windows_options(errors: &mut Errors, options: &Value, path: &Path<'_>) {
+    const SPEC_MAX_BYTES: usize = 64 * 1024;
+    const DOMAIN_MAX: usize = 256;
+    const USER_MAX: usize = 104;
+    if options.has("gmsaCredentialSpecName") {
+        let name = options.text("gmsaCredentialSpecName");
+        errors.invalid_each(&path.child("gmsaCredentialSpecName"), name, check::dns1123_subdomain(name));
+    }
+    if options.has("gmsaCredentialSpec") {
+        let (spec, path) = (options.text("gmsaCredentialSpec"), path.child("gmsaCredentialSpec"));
+        if spec.is_empty() {
+            errors.invalid(&path, spec, "gmsaCredentialSpec cannot be an empty string");
+        } else if spec.len() > SPEC_MAX_BYTES {
+            errors.invalid(&path, spec, "gmsaCredentialSpec size must be under 64 KiB");
+        }
+    }
+    if !options.has("runAsUserName") {
+        return;
+    }
+    let (name, path) = (options.text("runAsUserName"), path.child("runAsUserName"));
+    let mut wrong = |why: &str| errors.invalid(&path, name, format!("runAsUserName{why}"));
+    let parts: Vec<&str> = name.split('\\').collect();
+    let (domain, user) = match parts.as_slice() {
+        _ if name.is_empty() => return wrong(" cannot be an empty string"),
+        _ if name.chars().any(|c| c.is_ascii_control()) => {
+            return wrong(" cannot contain control characters");
+        }
+        [user] => (None, *user),
+        [domain, user] => (Some(*domain), *user),
+        _ => return wrong(" cannot contain more than one backslash"),
+    };
+    if let Some(domain) = domain {
+        if domain.len() >= DOMAIN_MAX {
+            wrong("'s Domain length must be under 256 characters");
+        }
+        let net_bios = (1..=15).contains(&domain.chars().count())
+            && !domain.starts_with('.')
+            && !domain.contains(|c| "\\/:*?\"<>|".contains(c));
+        if !net_bios && !check::is_dns1123_subdomain(&domain.to_lowercase()) {
+            wrong("'s Domain doesn't match the NetBios nor the DNS format");
+        }
+    }
+    if user.is_empty() {
+        wrong("'s User cannot be empty");
+    } else if user.len() > USER_MAX {
+        wrong("'s User length must not be longer than 104 characters");
+    }
+    if !user.is_empty() && user.chars().all(|c| matches!(c, '.' | ' ')) {
+        wrong("'s User cannot contain only periods or spaces");
+    }
+    if user.contains(|c| "\"/\\:;|=,+*?<>@[]".contains(c)) {
+        wrong("'s User cannot contain the following characters: \"/\\:;|=,+*?<>@[]");
+    }
+}
+
 pub fn profiles(errors: &mut Errors, context: &Value, path: &Path<'_>) {
     for (name, what) in [("seccompProfile", "seccomp"), ("appArmorProfile", "AppArmor")] {
         let profile = context.get_or_null(name);
@@ -646,18 +702,21 @@ pub fn profiles(errors: &mut Errors, context: &Value, path: &Path<'_>) {
             "" => errors.required(&path.child("type"), format!("type is required when {name} is set")),
             kind => errors.one_of(&path.child("type"), kind, &["Localhost", "RuntimeDefault", "Unconfined"]),
         }
-        let local = profile.text("localhostProfile");
+        let (local, kind) = (profile.text("localhostProfile"), profile.text("type"));
         let path = path.child("localhostProfile");
-        if profile.text("type") == "Localhost" {
-            if local.is_empty() {
+        if kind == "Localhost" {
+            if !profile.has("localhostProfile") || local.is_empty() && what == "AppArmor" {
                 errors.required(&path, format!("must be set when {what} type is Localhost"));
             } else if what == "seccomp" {
                 volume::descending_path(errors, local, &path);
             } else if local.trim() != local {
                 errors.invalid(&path, local, "must not be padded with whitespace");
             }
-        } else if profile.has("localhostProfile") && !profile.text("type").is_empty() {
+        } else if profile.has("localhostProfile")
+            && (what == "seccomp" || matches!(kind, "RuntimeDefault" | "Unconfined"))
+        {
             errors.invalid(&path, local, format!("can only be set when {what} type is Localhost"));
         }
     }
+    windows_options(errors, context.at("windowsOptions"), &path.child("windowsOptions"));
 }

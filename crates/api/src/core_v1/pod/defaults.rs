@@ -188,6 +188,9 @@ pub fn template(template: &mut Value) {
 
 /// The tag an image is named by; `latest` where neither tag nor digest is given.
 fn image_tag(image: &str) -> &str {
+    if !is_reference(image) {
+        return "";
+    }
     let name = image.rsplit('/').next().unwrap_or_default();
     let (name, digest) = match name.split_once('@') {
         Some((name, _)) => (name, true),
@@ -198,6 +201,77 @@ fn image_tag(image: &str) -> &str {
         None if digest || image.is_empty() => "",
         None => "latest",
     }
+}
+
+/// Whether an image's name can be read: a path of words in small letters, behind a registry's address perhaps, then tag
+/// and digest.
+fn is_reference(image: &str) -> bool {
+    let (rest, digest) = match image.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (image, None),
+    };
+    let (name, tag) = match rest.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (rest, None),
+    };
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    let is_tag = |tag: &str| {
+        let mut bytes = tag.bytes();
+        tag.len() <= 128
+            && bytes.next().is_some_and(word)
+            && bytes.all(|b| word(b) || matches!(b, b'.' | b'-'))
+    };
+    let is_digest = |digest: &str| {
+        digest.split_once(':').is_some_and(|(kind, hex)| {
+            kind.starts_with(|c: char| c.is_ascii_alphabetic())
+                && hex.len() >= 32
+                && hex.bytes().all(|b| b.is_ascii_hexdigit())
+        })
+    };
+    // Small letters and digits, with single separators between them.
+    let is_part = |part: &str| {
+        let small = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let (bytes, mut separator) = (part.as_bytes(), 0);
+        bytes.first().is_some_and(|b| small(*b))
+            && bytes.last().is_some_and(|b| small(*b))
+            && bytes.iter().enumerate().all(|(i, b)| match b {
+                _ if small(*b) => {
+                    separator = 0;
+                    true
+                }
+                b'-' => {
+                    separator += 1;
+                    separator == 1 || bytes[i - 1] == b'-'
+                }
+                b'.' | b'_' => {
+                    separator += 1;
+                    separator == 1 || (*b == b'_' && separator == 2 && bytes[i - 1] == b'_')
+                }
+                _ => false,
+            })
+    };
+    let parts = match name.split_once('/') {
+        Some((domain, rest)) if domain.contains(['.', ':']) || domain == "localhost" => {
+            let (host, port) = domain.split_once(':').unwrap_or((domain, "1"));
+            let label = |l: &str| {
+                !l.is_empty()
+                    && !l.starts_with('-')
+                    && !l.ends_with('-')
+                    && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            };
+            let named =
+                host.split('.').all(label) && !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+            if !named && !domain.starts_with('[') {
+                return false;
+            }
+            rest
+        }
+        _ => name,
+    };
+    name.len() <= 255
+        && parts.split('/').all(is_part)
+        && tag.is_none_or(is_tag)
+        && digest.is_none_or(is_digest)
 }
 
 fn pull_policy(image: &str) -> &'static str {
@@ -316,7 +390,11 @@ pub fn volume_source(source: &mut Value) {
     ] {
         if let Some(source) = source.find_mut(name) {
             for (member, text) in members {
-                source.put_default_text(member, text);
+                // What is asked for by an empty text is refused, not replaced.
+                match name {
+                    "azureDisk" => source.put_default(member, *text),
+                    _ => source.put_default_text(member, text),
+                }
             }
         }
     }
@@ -346,7 +424,10 @@ mod tests {
             ("nginx:1.27", "IfNotPresent"),
             ("host:5000/nginx", "Always"),
             ("host:5000/nginx@sha256:aa", "IfNotPresent"),
-            ("nginx:latest@sha256:aa", "Always"),
+            ("Nginx", "IfNotPresent"),
+            ("nginx:latest@sha256:aa", "IfNotPresent"),
+            ("nginx:latest@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "Always"),
+            ("a_-b", "IfNotPresent"),
             ("", "IfNotPresent"),
         ] {
             assert_eq!(pull_policy(image), want, "{image}");

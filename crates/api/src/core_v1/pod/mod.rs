@@ -20,18 +20,28 @@ pub fn prepare_for_create(pod: &mut Value) {
     if !pod.list("spec.schedulingGates").is_empty() {
         pod.put(
             "status.conditions",
-            json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "lastProbeTime": null,
+                "lastTransitionTime": pod.at("metadata.creationTimestamp"),
                 "message": "Scheduling is blocked due to non-empty scheduling gates"}]),
         );
     }
-    drop_stop_signals(pod);
+    if let Some(spec) = pod.find_mut("spec") {
+        drop_disabled(spec);
+    }
     resolve_label_keys(pod);
 }
 
-/// The feature is off by default, so that nobody sees what was asked.
-fn drop_stop_signals(pod: &mut Value) {
-    for list in ["spec.containers", "spec.initContainers"] {
-        for container in pod.list_mut(list) {
+/// Features that are off by default: nobody sees what was asked.
+pub fn drop_disabled(spec: &mut Value) {
+    spec.remove("schedulingGroup");
+    for volume in spec.list_mut("volumes") {
+        for source in volume.list_mut("projected.sources") {
+            source.remove("clusterTrustBundle");
+            source.remove("podCertificate");
+        }
+    }
+    for list in ["containers", "initContainers"] {
+        for container in spec.list_mut(list) {
             if container.remove("lifecycle.stopSignal").is_some()
                 && container.at("lifecycle").as_object().is_some_and(|l| l.is_empty())
             {
@@ -186,17 +196,11 @@ pub fn fields(pod: &Value) -> Vec<(&'static str, String)> {
 
 /// `Guaranteed`, `Burstable` or `BestEffort`, from the cpu and memory of all containers (or of the pod, when it says).
 pub fn qos_class(pod: &Value) -> &'static str {
-    if pod.has("spec.resources")
-        && (counted(pod.at("spec.resources.limits")) || counted(pod.at("spec.resources.requests")))
-    {
+    if pod.has("spec.resources") {
         return class(std::iter::once(pod.at("spec.resources")));
     }
     let containers = pod.list("spec.containers").iter().chain(pod.list("spec.initContainers"));
     class(containers.map(|c| c.at("resources")))
-}
-
-fn counted(list: &Value) -> bool {
-    ["cpu", "memory"].iter().any(|name| positive(list.get_or_null(name)).is_some())
 }
 
 fn positive(value: &Value) -> Option<Quantity> {

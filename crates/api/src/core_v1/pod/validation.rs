@@ -105,6 +105,7 @@ pub fn spec(errors: &mut Errors, spec: &Value, pod_name: &str, is_pod: bool, pat
     container::regular(errors, containers, &context, &path.child("containers"));
     container::init(errors, spec.list("initContainers"), containers, &context, &path.child("initContainers"));
     container::ephemeral(errors, spec, &context, &path.child("ephemeralContainers"));
+    file_volumes(errors, spec, path);
     pod_resources(errors, spec, path);
     if spec.flag("hostNetwork") {
         for (i, container) in containers.iter().enumerate() {
@@ -161,6 +162,15 @@ pub fn spec(errors: &mut Errors, spec: &Value, pod_name: &str, is_pod: bool, pat
                 errors.forbidden(&path.child(shown), "when `hostUsers` is false");
             }
         }
+        for list in ["initContainers", "containers"] {
+            let list_path = path.child(list);
+            for (i, container) in spec.list(list).iter().enumerate() {
+                if !container.list("volumeDevices").is_empty() {
+                    let path = list_path.index(i);
+                    errors.forbidden(&path.child("volumeDevices"), "when `hostUsers` is false");
+                }
+            }
+        }
     }
     names(errors, spec, path);
     if let Some(deadline) = spec.maybe_int("activeDeadlineSeconds")
@@ -193,6 +203,7 @@ pub fn spec(errors: &mut Errors, spec: &Value, pod_name: &str, is_pod: bool, pat
         resources::container_name(errors, resource, &path.child("overhead").child("limits").key(resource));
         resources::amount(errors, resource, value, &path.child("overhead").child("limits").key(resource));
     }
+    host_process(errors, spec, path);
     if spec.has("os") {
         match spec.text("os.name") {
             "" => errors.required(&path.child("os").child("name"), ""),
@@ -204,6 +215,9 @@ pub fn spec(errors: &mut Errors, spec: &Value, pod_name: &str, is_pod: bool, pat
                     }
                 }
                 not_of_system(errors, spec, path, &OF_LINUX_PODS, &OF_LINUX_CONTAINERS, WINDOWS);
+                if spec.has("resources") {
+                    errors.forbidden(&path.child("resources"), "may not be set for a windows pod");
+                }
             }
             name => errors.one_of(&path.child("os"), name, &["linux", "windows"]),
         }
@@ -289,6 +303,9 @@ fn names(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
         if spec.flag("hostNetwork") {
             errors.forbidden(&path, "may not be specified when hostNetwork is true");
         }
+        if spec.text("hostnameOverride").is_empty() {
+            errors.invalid_each(&path, "", check::dns1123_subdomain(""));
+        }
         if spec.text("hostnameOverride").len() > 64 {
             errors.too_long(&path, 64);
         }
@@ -297,6 +314,73 @@ fn names(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
         let value = spec.text(name);
         if !value.is_empty() {
             errors.invalid_each(&path.child(name), value, rule(value));
+        }
+    }
+}
+
+/// Containers that run as processes of a Windows host: all of a pod's, or none.
+fn host_process(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    let of = |holder: &Value| holder.at("securityContext.windowsOptions.hostProcess").as_bool();
+    let whole = of(spec);
+    let (mut all, mut chosen) = (0, 0);
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        let list_path = path.child(list);
+        for (i, container) in spec.list(list).iter().enumerate() {
+            let own = of(container);
+            all += 1;
+            chosen += usize::from(own.or(whole).unwrap_or_default());
+            if let (Some(own), Some(whole)) = (own, whole)
+                && own != whole
+            {
+                let container_path = list_path.index(i);
+                let context = container_path.child("securityContext");
+                let options = context.child("windowsOptions");
+                errors.invalid(
+                    &options.child("hostProcess"),
+                    own,
+                    format!("pod hostProcess value must be identical if both are specified, was {whole}"),
+                );
+            }
+        }
+    }
+    if chosen == 0 {
+        return;
+    }
+    if chosen != all {
+        let why =
+            "If pod contains any hostProcess containers then all containers must be HostProcess containers";
+        errors.invalid(path, "", why);
+    }
+    if !spec.flag("hostNetwork") {
+        let why = "hostNetwork must be true if pod contains any hostProcess containers";
+        errors.invalid(&path.child("hostNetwork"), false, why);
+    }
+}
+
+/// Files that variables are read from are in volumes the pod makes for itself.
+fn file_volumes(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        let list_path = path.child(list);
+        for (i, container) in spec.list(list).iter().enumerate() {
+            let container_path = list_path.index(i);
+            let env = container_path.child("env");
+            for (j, variable) in container.list("env").iter().enumerate() {
+                if !variable.has("valueFrom.fileKeyRef") {
+                    continue;
+                }
+                let name = variable.text("valueFrom.fileKeyRef.volumeName");
+                let variable_path = env.index(j);
+                let from = variable_path.child("valueFrom");
+                let file = from.child("fileKeyRef");
+                let path = file.child("volumeName");
+                match spec.list("volumes").iter().rev().find(|volume| volume.text("name") == name) {
+                    None => errors.not_found(&path, name),
+                    Some(volume) if !volume.has("emptyDir") => {
+                        errors.invalid(&path, name, "referenced volume must be of type emptyDir");
+                    }
+                    Some(_) => {}
+                }
+            }
         }
     }
 }
@@ -313,6 +397,12 @@ fn resource_claims(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
         } else {
             errors.invalid_each(&path.child("name"), name, check::dns1123_label(name));
             names.push(name);
+        }
+        for name in ["resourceClaimName", "resourceClaimTemplateName"] {
+            if claim.has(name) {
+                let value = claim.text(name);
+                errors.invalid_each(&path.child(name), value, check::dns1123_subdomain(value));
+            }
         }
         match (claim.has("resourceClaimName"), claim.has("resourceClaimTemplateName")) {
             (true, true) => errors.invalid(

@@ -60,6 +60,18 @@ pub fn validate<'a>(
         let before = errors.len();
         source(errors, volume, is_pod, &path);
         let name = volume.text("name");
+        if volume.has("ephemeral") && !pod_name.is_empty() {
+            let claim = format!("{pod_name}-{name}");
+            for why in check::dns1123_subdomain(&claim) {
+                errors.invalid(&path.child("name"), name, format!("PVC name {claim:?}: {why}"));
+            }
+        }
+        let portal = volume.text("iscsi.targetPortal");
+        if volume.has("iscsi.initiatorName") && name.len() + 1 + portal.len() > 64 {
+            let long = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if \
+                        iscsi.initiatorName is specified.";
+            errors.invalid(&path.child("name"), name, long);
+        }
         if name.is_empty() {
             errors.required(&path.child("name"), "");
         } else {
@@ -95,13 +107,11 @@ fn source(errors: &mut Errors, volume: &Value, is_pod: bool, path: &Path<'_>) {
         if source.is_null() {
             continue;
         }
-        // Upstream names this field by what the volume was called first.
-        let path = path.child(if kind == "gcePersistentDisk" { "persistentDisk" } else { kind });
         if found {
-            errors.forbidden(&path, "may not specify more than 1 volume type");
+            errors.forbidden(&path.child(second_name(kind)), "may not specify more than 1 volume type");
         } else {
             found = true;
-            one_source(errors, kind, source, is_pod, &path);
+            one_source(errors, kind, source, is_pod, &path.child(first_name(kind)));
         }
     }
     if !found {
@@ -109,7 +119,21 @@ fn source(errors: &mut Errors, volume: &Value, is_pod: bool, path: &Path<'_>) {
     }
 }
 
-fn require(errors: &mut Errors, source: &Value, names: &[&str], path: &Path<'_>) {
+/// Upstream names the field of a disk by what the volume was called first.
+pub fn first_name(kind: &'static str) -> &'static str {
+    if kind == "gcePersistentDisk" { "persistentDisk" } else { kind }
+}
+
+/// What the field of a source that is one too many is called.
+pub fn second_name(kind: &'static str) -> &'static str {
+    match kind {
+        "cephfs" => "cephFS",
+        "downwardAPI" => "downwarAPI",
+        _ => kind,
+    }
+}
+
+pub fn require(errors: &mut Errors, source: &Value, names: &[&str], path: &Path<'_>) {
     for name in names {
         if source.text(name).is_empty() {
             errors.required(&path.child(name), "");
@@ -152,14 +176,36 @@ fn one_source(errors: &mut Errors, kind: &str, source: &Value, is_pod: bool, pat
         "projected" => projected(errors, source, path),
         "csi" => {
             persistent_volume::driver_name(errors, source.text("driver"), &path.child("driver"));
-            if source.has("nodePublishSecretRef") && source.text("nodePublishSecretRef.name").is_empty() {
-                errors.required(&path.child("nodePublishSecretRef").child("name"), "");
+            if source.has("nodePublishSecretRef") {
+                let name = source.text("nodePublishSecretRef.name");
+                match name {
+                    "" => errors.required(&path.child("nodePublishSecretRef").child("name"), ""),
+                    _ => errors.invalid_each(&path.child("name"), name, check::dns1123_subdomain(name)),
+                }
             }
         }
         "ephemeral" => match source.get_or_null("volumeClaimTemplate") {
             Value::Null => errors.required(&path.child("volumeClaimTemplate"), ""),
             template => {
                 let path = path.child("volumeClaimTemplate");
+                let metadata = path.child("metadata");
+                meta::annotations(
+                    errors,
+                    template.at("metadata.annotations"),
+                    &metadata.child("annotations"),
+                );
+                meta::labels(errors, template.at("metadata.labels"), &metadata.child("labels"));
+                for (name, value) in template.entries("metadata") {
+                    let empty = match value {
+                        Value::Null => true,
+                        Value::String(text) => text.is_empty(),
+                        Value::Array(list) => list.is_empty(),
+                        _ => false,
+                    };
+                    if !matches!(name.as_str(), "labels" | "annotations") && !empty {
+                        errors.forbidden(&metadata.child(name), "cannot be set");
+                    }
+                }
                 persistent_volume::claim_spec(errors, template.at("spec"), &path.child("spec"));
             }
         },
@@ -172,34 +218,56 @@ fn one_source(errors: &mut Errors, kind: &str, source: &Value, is_pod: bool, pat
                 errors.one_of(&path.child("pullPolicy"), policy, &["Always", "IfNotPresent", "Never"]);
             }
         }
-        "gcePersistentDisk"
-        | "awsElasticBlockStore"
-        | "cinder"
-        | "cephfs"
-        | "rbd"
-        | "azureDisk"
-        | "iscsi"
-        | "fc"
-        | "quobyte"
-        | "storageos" => legacy(errors, kind, source, path),
-        "gitRepo" => require(errors, source, &["repository"], path),
-        "glusterfs" => require(errors, source, &["endpoints", "path"], path),
-        "azureFile" => require(errors, source, &["secretName", "shareName"], path),
-        "vsphereVolume" => require(errors, source, &["volumePath"], path),
-        "flexVolume" => require(errors, source, &["driver"], path),
-        "photonPersistentDisk" => require(errors, source, &["pdID"], path),
-        "portworxVolume" => require(errors, source, &["volumeID"], path),
-        "scaleIO" => require(errors, source, &["gateway", "system", "volumeName"], path),
-        _ => {}
+        "gitRepo" => {
+            require(errors, source, &["repository"], path);
+            let directory = source.text("directory");
+            if directory.starts_with('/') {
+                errors.invalid(&path.child("directory"), directory, "must be a relative path");
+            }
+            no_backsteps(errors, directory, &path.child("directory"));
+        }
+        _ => legacy(errors, kind, source, None, path),
     }
 }
 
-/// Volumes of the plugins that once were part of the kubelet.
-pub fn legacy(errors: &mut Errors, kind: &str, source: &Value, path: &Path<'_>) {
+/// A name that iSCSI knows targets and initiators by.
+fn iscsi_name(name: &str) -> bool {
+    let digits = |s: &str, n: usize| s.len() == n && s.bytes().all(|b| b.is_ascii_digit());
+    let word = |s: &str, n: usize| s.len() == n && s.bytes().all(|b| b.is_ascii_alphanumeric());
+    let (kind, rest) = (name.get(..3).unwrap_or_default(), name.get(4..).unwrap_or_default());
+    match kind {
+        "iqn" => {
+            let date = rest.get(..7).and_then(|date| date.split_once('-'));
+            let tail = rest.get(7..).unwrap_or_default();
+            let Some((authority, own)) = tail.strip_prefix('.').and_then(|tail| tail.split_once(':')) else {
+                return false;
+            };
+            name[3..].starts_with('.')
+                && date.is_some_and(|(year, month)| digits(year, 4) && digits(month, 2))
+                && !authority.is_empty()
+                && authority.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+                && !own.is_empty()
+                && !own.contains(|c: char| ",;*&$|".contains(c) || c.is_ascii_whitespace())
+        }
+        "eui" => word(rest, 16),
+        "naa" => word(rest, 32),
+        _ => false,
+    }
+}
+
+/// Volumes of the plugins that once were part of the kubelet. `volume` is the name of the persistent volume, whose
+/// references to secrets name their namespaces.
+pub fn legacy(errors: &mut Errors, kind: &str, source: &Value, volume: Option<&str>, path: &Path<'_>) {
+    let secret = |errors: &mut Errors, parts: &[&str]| {
+        if source.has("secretRef") {
+            require(errors, source.at("secretRef"), parts, &path.child("secretRef"));
+        }
+    };
+    let parts: &[&str] = if volume.is_some() { &["name", "namespace"] } else { &["name"] };
     let partition = |errors: &mut Errors| {
         let partition = source.int("partition");
         if !(0..=255).contains(&partition) {
-            errors.invalid(&path.child("partition"), partition, "must be between 0 and 255, inclusive");
+            errors.invalid(&path.child("partition"), partition, "must be between 1 and 255, inclusive");
         }
     };
     let some = |errors: &mut Errors, list: &str| {
@@ -222,27 +290,104 @@ pub fn legacy(errors: &mut Errors, kind: &str, source: &Value, path: &Path<'_>) 
             require(errors, source, &["volumeID"], path);
             partition(errors);
         }
-        "cinder" => require(errors, source, &["volumeID"], path),
+        "cinder" => {
+            require(errors, source, &["volumeID"], path);
+            secret(errors, parts);
+        }
+        "azureFile" => {
+            require(errors, source, &["secretName", "shareName"], path);
+            if volume.is_some() && source.has("secretNamespace") {
+                require(errors, source, &["secretNamespace"], path);
+            }
+        }
+        "vsphereVolume" => require(errors, source, &["volumePath"], path),
+        "photonPersistentDisk" => require(errors, source, &["pdID"], path),
+        "portworxVolume" => require(errors, source, &["volumeID"], path),
+        "scaleIO" => require(errors, source, &["gateway", "system", "volumeName"], path),
+        "flexVolume" => {
+            require(errors, source, &["driver"], path);
+            for (key, _) in source.entries("options") {
+                let domain = format!(".{}", key.split('/').next().unwrap_or_default().to_lowercase());
+                if domain.ends_with(".kubernetes.io") || domain.ends_with(".k8s.io") {
+                    let path = path.child("options");
+                    errors.invalid(
+                        &path.key(key),
+                        key.as_str(),
+                        "kubernetes.io and k8s.io namespaces are reserved",
+                    );
+                }
+            }
+        }
+        "flocker" => {
+            let (name, id) = (source.text("datasetName"), source.text("datasetUUID"));
+            if name.is_empty() && id.is_empty() {
+                errors.required(path, "one of datasetName and datasetUUID is required");
+            } else if !name.is_empty() && !id.is_empty() {
+                let both = "datasetName and datasetUUID can not be specified simultaneously";
+                errors.invalid(path, "resource", both);
+            }
+            if name.contains('/') {
+                errors.invalid(&path.child("datasetName"), name, "must not contain '/'");
+            }
+        }
+        "glusterfs" => {
+            require(errors, source, &["endpoints", "path"], path);
+            if volume.is_some() && source.has("endpointsNamespace") {
+                let (path, namespace) = (path.child("endpointsNamespace"), source.text("endpointsNamespace"));
+                match namespace {
+                    "" => errors.invalid(
+                        &path,
+                        "",
+                        "if the endpointnamespace is set, it must be a valid namespace name",
+                    ),
+                    _ => errors.invalid_each(&path, namespace, check::dns1123_label(namespace)),
+                }
+            }
+        }
         "cephfs" => some(errors, "monitors"),
         "rbd" => {
             some(errors, "monitors");
             require(errors, source, &["image"], path);
         }
         "iscsi" => {
-            require(errors, source, &["targetPortal", "iqn"], path);
-            let iqn = source.text("iqn");
-            if !iqn.is_empty() && !["iqn", "eui", "naa"].iter().any(|p| iqn.starts_with(p)) {
-                errors.invalid(
-                    &path.child("iqn"),
-                    iqn,
-                    "must be valid format starting with iqn, eui, or naa",
-                );
+            let (portal, iqn) = (source.text("targetPortal"), source.text("iqn"));
+            let format = if volume.is_some() {
+                "must be valid format"
+            } else {
+                "must be valid format starting with iqn, eui, or naa"
+            };
+            let known = |name: &str| ["iqn", "eui", "naa"].iter().any(|kind| name.starts_with(kind));
+            let name = |errors: &mut Errors, field: &str, name: &str| {
+                if !known(name) {
+                    errors.invalid(&path.child(field), name, format);
+                } else if !iscsi_name(name) {
+                    errors.invalid(&path.child(field), name, "must be valid format");
+                }
+            };
+            require(errors, source, &["targetPortal"], path);
+            if let Some(volume) = volume
+                && source.has("initiatorName")
+                && volume.len() + 1 + portal.len() > 64
+            {
+                let long = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if \
+                            iscsi.initiatorName is specified.";
+                errors.invalid(&path.child("targetportal"), portal, long);
+            }
+            match iqn {
+                "" => errors.required(&path.child("iqn"), ""),
+                iqn => name(errors, "iqn", iqn),
             }
             lun(errors);
             if (source.flag("chapAuthDiscovery") || source.flag("chapAuthSession"))
                 && !source.has("secretRef")
             {
                 errors.required(&path.child("secretRef"), "");
+            }
+            if volume.is_some() {
+                secret(errors, &["name"]);
+            }
+            if source.has("initiatorName") {
+                name(errors, "initiatorname", source.text("initiatorName"));
             }
         }
         "fc" => {
@@ -287,8 +432,19 @@ pub fn legacy(errors: &mut Errors, kind: &str, source: &Value, path: &Path<'_>) 
             let registry = source.text("registry");
             if registry.is_empty() {
                 errors.required(&path.child("registry"), PAIRS);
-            } else if registry.split(',').any(|pair| !pair.contains(':')) {
-                errors.invalid(&path.child("registry"), registry, PAIRS);
+            } else if source.text("tenant").len() >= 65 {
+                let tenant = "must be a UUID and may not exceed a length of 64 characters";
+                errors.required(&path.child("tenant"), tenant);
+            } else {
+                // One colon, unless the host is in brackets.
+                let pair = |pair: &str| match pair.rsplit_once(':') {
+                    Some((host, _)) if host.starts_with('[') => host.ends_with(']'),
+                    Some((host, _)) => !host.contains([':', '[', ']']),
+                    None => false,
+                };
+                for _ in registry.split(',').filter(|one| !pair(one)) {
+                    errors.invalid(&path.child("registry"), registry, PAIRS);
+                }
             }
             require(errors, source, &["volume"], path);
         }
@@ -300,6 +456,7 @@ pub fn legacy(errors: &mut Errors, kind: &str, source: &Value, path: &Path<'_>) 
                     errors.invalid_each(&path.child(name), value, check::dns1123_label(value));
                 }
             }
+            secret(errors, parts);
         }
         _ => {}
     }
@@ -508,7 +665,11 @@ pub fn field_reference(errors: &mut Errors, reference: &Value, supported: &[&str
             return;
         }
     }
-    let field = reference.text("fieldPath");
+    let (field, version) = (reference.text("fieldPath"), reference.text("apiVersion"));
+    if version != "v1" {
+        let why = format!("error converting fieldPath: unsupported pod version: {version}");
+        return errors.invalid(&path.child("fieldPath"), field, why);
+    }
     if let Some((map, key)) = field.strip_suffix("']").and_then(|f| f.split_once("['")) {
         match map {
             "metadata.annotations" => {
@@ -548,9 +709,9 @@ pub fn resource_reference(errors: &mut Errors, reference: &Value, in_volume: boo
     if in_volume && reference.text("containerName").is_empty() {
         errors.required(&path.child("containerName"), "");
     } else if resource.is_empty() {
-        errors.required(&path.child("resource"), "");
-    } else if !huge {
-        errors.one_of(&path.child("resource"), resource, &supported);
+        return errors.required(&path.child("resource"), "");
+    } else if !huge && !supported.contains(&resource) {
+        return errors.not_supported(&path.child("resource"), resource, &supported);
     }
     let Some(divisor) = quantity(reference.at("divisor")).filter(|d| !d.is_zero()) else { return };
     let divisor = divisor.to_string();

@@ -96,7 +96,7 @@ fn name(out: &mut Vec<String>, object: &Value, what: &str) {
     }
 }
 
-fn node_label(key: &str) -> Option<&'static str> {
+pub(crate) fn node_label(key: &str) -> Option<&'static str> {
     NODE_LABELS.iter().find(|(label, _)| *label == key).map(|(_, why)| *why)
 }
 
@@ -124,6 +124,7 @@ fn of_template(template: &Value, root: &Path<'_>) -> Vec<String> {
     let volumes = path.child("volumes");
     for (i, volume) in spec.list("volumes").iter().enumerate() {
         for (kind, why) in VOLUMES.iter().filter(|(kind, _)| volume.has(kind)) {
+            let kind = if *kind == "storageos" { "storageOS" } else { kind };
             out.push(format!("{}: {why}", volumes.index(i).child(kind)));
         }
     }
@@ -210,6 +211,17 @@ fn of_template(template: &Value, root: &Path<'_>) -> Vec<String> {
     out
 }
 
+/// Deprecated labels in the expressions of a term that selects nodes.
+pub(crate) fn node_labels_of_term(out: &mut Vec<String>, term: &Value, path: &Path<'_>) {
+    let path = path.child("matchExpressions");
+    for (i, expression) in term.list("matchExpressions").iter().enumerate() {
+        let key = expression.text("key");
+        if let Some(why) = node_label(key) {
+            out.push(format!("{}: {key} is {why}", path.index(i).child("key")));
+        }
+    }
+}
+
 /// Where nodes are chosen by labels.
 fn labels(out: &mut Vec<String>, spec: &Value, path: &Path<'_>) {
     let selector = path.child("nodeSelector");
@@ -222,16 +234,10 @@ fn labels(out: &mut Vec<String>, spec: &Value, path: &Path<'_>) {
     let node = affinity.child("nodeAffinity");
     let mut terms = |list: &[Value], path: &Path<'_>, inner: &str| {
         for (i, term) in list.iter().enumerate() {
-            let term = if inner.is_empty() { term } else { term.at(inner) };
-            for (j, expression) in term.list("matchExpressions").iter().enumerate() {
-                let key = expression.text("key");
-                if let Some(why) = node_label(key) {
-                    let dot = if inner.is_empty() { "" } else { "." };
-                    out.push(format!(
-                        "{}{dot}{inner}.matchExpressions[{j}].key: {key} is {why}",
-                        path.index(i)
-                    ));
-                }
+            let at = path.index(i);
+            match inner {
+                "" => node_labels_of_term(out, term, &at),
+                inner => node_labels_of_term(out, term.at(inner), &at.child(inner)),
             }
         }
     };
