@@ -44,6 +44,7 @@ impl std::fmt::Debug for Clock {
 pub fn rfc3339_seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
+
 /// The time zone of that name in the system's database, whose names are case-sensitive.
 pub fn time_zone(name: &str) -> Option<jiff::tz::TimeZone> {
     const ZONES: &str = "/usr/share/zoneinfo";
