@@ -98,7 +98,7 @@ impl Clone for Message {
 
 impl Drop for Message {
     fn drop(&mut self) {
-        Message::forget(self.0.get_mut());
+        Message::give_back(self.0.get_mut());
     }
 }
 
@@ -126,18 +126,23 @@ impl Message {
         }
     }
 
-    /// Gives the memory back of one that nobody has asked for since the last call.
-    pub fn grow_older(&self) {
+    /// Gives the memory back of one that nobody has asked for since the last call. Whether it is still kept.
+    pub fn grow_older(&self) -> bool {
         let mut kept = self.0.lock();
         if let Some(kept) = kept.as_mut().filter(|kept| kept.used) {
             kept.used = false;
-        } else {
-            Message::forget(&mut kept);
+            return true;
         }
+        Message::give_back(&mut kept);
+        false
     }
 
     /// Gives the memory back; whoever asks next makes the message anew.
-    fn forget(kept: &mut Option<Box<Kept>>) {
+    pub fn forget(&self) {
+        Message::give_back(&mut self.0.lock());
+    }
+
+    fn give_back(kept: &mut Option<Box<Kept>>) {
         if let Some(kept) = kept.take() {
             MESSAGES_BYTES.fetch_sub(kept.bytes.len(), Ordering::Relaxed);
         }

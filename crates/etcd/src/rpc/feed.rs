@@ -175,8 +175,8 @@ impl Feed {
                 self.ring.write().skip_to(now);
                 continue;
             }
-            // While the streams are still at work on the last events, new ones gather: a message of several events costs
-            // hardly more than one of one. Nobody waits who would not have waited for the others.
+            // While the streams are still at work on the last events (on one core, about), new ones gather: a message of
+            // several events costs hardly more than one of one.
             let turn = STREAM_TURN * self.tip.receiver_count() as u32;
             if told.elapsed() + TICK < turn {
                 tokio::select! {

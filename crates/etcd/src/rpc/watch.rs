@@ -306,7 +306,6 @@ impl Stream {
     /// The feed serves the watcher no more.
     fn leave(&mut self, id: i64) {
         let Some(watcher) = self.watchers.get_mut(&id) else { return };
-        watcher.pending.clear();
         if !std::mem::take(&mut watcher.synced) {
             return;
         }

@@ -170,9 +170,12 @@ impl Cache {
     async fn forget_messages(&self) {
         loop {
             self.messages.notified().await;
-            while Message::any_kept() {
+            loop {
                 tokio::time::sleep(MESSAGES_AGE_EVERY).await;
-                self.resources.load().values().for_each(|cache| cache.age_messages());
+                let resources = self.resources.load_full();
+                if !resources.values().fold(false, |any, cache| cache.age_messages() | any) {
+                    break;
+                }
             }
             self.freed.notify_one();
         }

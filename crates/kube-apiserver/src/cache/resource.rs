@@ -110,8 +110,8 @@ struct State {
     next_subscriber: u64,
     /// Events that watchers have not been told yet.
     held: Vec<Frame>,
-    /// While the watchers are at work on what they were told last, new events gather: several at once cost hardly more
-    /// than one. Nobody waits who would not have waited for the others.
+    /// While the watchers are at work on what they were told last (on one core, about), new events gather: several at once
+    /// cost hardly more than one.
     busy_until: Option<Instant>,
     closed: bool,
 }
@@ -144,9 +144,9 @@ impl ResourceCache {
         self.len() == 0
     }
 
-    /// Lets the protobuf messages grow older that were kept for the next who asks.
-    pub(super) fn age_messages(&self) {
-        self.state.read().objects.values().for_each(|object| object.message.grow_older());
+    /// Lets the protobuf messages grow older that were kept for the next who asks. Whether any are left.
+    pub(super) fn age_messages(&self) -> bool {
+        self.state.read().objects.values().fold(false, |any, object| object.message.grow_older() | any)
     }
 
     /// A value that changes with every change.
@@ -287,6 +287,8 @@ impl ResourceCache {
                 Some(object) => state.objects.insert(key, object.clone()),
                 None => state.objects.remove(&key),
             };
+            // The ring still holds it, but no list asks for it any more.
+            previous.iter().for_each(|previous| previous.message.forget());
             state.revision = state.revision.max(revision);
             newest = revision;
             events.push(match (put, previous) {
@@ -577,6 +579,26 @@ mod tests {
 
     fn told(watcher: &mut Watcher) -> Vec<u64> {
         std::iter::from_fn(|| watcher.ready().map(|next| next.frame.event.revision)).collect()
+    }
+
+    #[test]
+    fn messages_grow_old_and_go_with_their_objects() {
+        let schema = apimachinery::schema::for_kind("", "v1", "ConfigMap").unwrap();
+        let cache = cache();
+        cache.apply([put(2)]);
+        let object = cache.get("d/c2").unwrap();
+        object.to_kept_message(schema).unwrap();
+        assert!(cache.age_messages());
+        assert!(!cache.age_messages());
+        object.to_kept_message(schema).unwrap();
+        let mut again = put(2);
+        if let Event::Put { kv, .. } = &mut again.event {
+            Arc::make_mut(kv).mod_revision = 3;
+        }
+        cache.apply([again]);
+        // Held by the ring and by the test, and not by the message's keeper.
+        assert!(!object.message.grow_older());
+        assert!(!cache.age_messages());
     }
 
     #[test]
