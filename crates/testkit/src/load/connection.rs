@@ -55,6 +55,9 @@ impl Connection {
             .uri(format!("https://{}{}", self.authority, request.path))
             .header(http::header::ACCEPT, request.accept)
             .header(http::header::USER_AGENT, "testkit-load/1");
+        if request.gzip {
+            builder = builder.header(http::header::ACCEPT_ENCODING, "gzip");
+        }
         if !request.body.is_empty() {
             builder = builder.header(http::header::CONTENT_TYPE, request.content_type);
         }

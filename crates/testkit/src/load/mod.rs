@@ -50,6 +50,9 @@ pub struct Flags {
     /// Containers of each pod
     #[arg(long, default_value_t = 1)]
     pub containers: usize,
+    /// Pods of one container with a name and an image, and nothing more
+    #[arg(long, conflicts_with = "containers")]
+    pub bare_pods: bool,
     /// Full lists of all pods, in each encoding
     #[arg(long, default_value_t = 20)]
     pub lists: usize,
@@ -94,22 +97,24 @@ struct Request {
     path: String,
     content_type: &'static str,
     accept: &'static str,
+    /// What programs of client-go ask for.
+    gzip: bool,
     body: Bytes,
 }
 
 impl Request {
     fn get(path: String, accept: &'static str) -> Request {
-        Request { method: Method::GET, path, content_type: JSON, accept, body: Bytes::new() }
+        Request { method: Method::GET, path, content_type: JSON, accept, gzip: false, body: Bytes::new() }
     }
 
     fn create(path: String, body: &Value) -> Request {
         let body = body.to_string().into();
-        Request { method: Method::POST, path, content_type: JSON, accept: JSON, body }
+        Request { method: Method::POST, path, content_type: JSON, accept: JSON, gzip: false, body }
     }
 
     fn patch(path: String, body: &Value) -> Request {
         let body = body.to_string().into();
-        Request { method: Method::PATCH, path, content_type: MERGE_PATCH, accept: JSON, body }
+        Request { method: Method::PATCH, path, content_type: MERGE_PATCH, accept: JSON, gzip: false, body }
     }
 }
 
@@ -165,8 +170,11 @@ impl<'a> Load<'a> {
             Request::create(configmaps.clone(), &configmap(i))
         })
         .await?;
-        self.phase("create pod", flags.pods, |i| Request::create(pods.clone(), &pod(i, flags.containers)))
-            .await?;
+        self.phase("create pod", flags.pods, |i| {
+            let pod = if flags.bare_pods { bare_pod(i) } else { pod(i, flags.containers) };
+            Request::create(pods.clone(), &pod)
+        })
+        .await?;
         self.phase("create lease", flags.leases, |i| Request::create(leases.clone(), &lease(i))).await?;
         if flags.leases > 0 {
             self.phase("merge-patch lease", flags.patches, |i| {
@@ -191,6 +199,12 @@ impl<'a> Load<'a> {
             .await?;
         self.some_at_once(2)
             .phase("list pods, protobuf", flags.lists, |_| Request::get(pods.clone(), PROTOBUF))
+            .await?;
+        self.some_at_once(2)
+            .phase("list pods, JSON, gzip", flags.lists, |_| Request {
+                gzip: true,
+                ..Request::get(pods.clone(), JSON)
+            })
             .await?;
         if flags.watchers > 0 && flags.events > 0 {
             watchers::phase(self, target).await?;
@@ -230,6 +244,7 @@ impl<'a> Load<'a> {
                 path,
                 content_type: JSON,
                 accept: JSON,
+                gzip: false,
                 body: none.clone(),
             };
             if let Err(error) = self.connections[0].send(request).await {
@@ -327,5 +342,14 @@ fn pod(i: usize, containers: usize) -> Value {
         "spec": {"schedulerName": "nobody", "serviceAccountName": "default", "automountServiceAccountToken": false,
             "containers": (0..containers).map(container).collect::<Vec<_>>(),
             "volumes": [{"name": "config", "configMap": {"name": "web"}}]}
+    })
+}
+
+/// The least that is a pod to run, for the same scheduler; some 1.5 KB as it is stored.
+fn bare_pod(i: usize) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("pod-{i}")},
+        "spec": {"schedulerName": "nobody", "automountServiceAccountToken": false,
+            "containers": [{"name": "web", "image": "registry.example.com/team/web:1.2.3"}]}
     })
 }
