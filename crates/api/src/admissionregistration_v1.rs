@@ -15,6 +15,7 @@ const BASE: Rules = Rules { group: GROUP, namespaced: false, ..DEFAULT };
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "mutatingwebhookconfigurations",
+        revalidates: true,
         unconditional_update: false,
         validate: validate_webhooks,
         validate_update: |new, _| validate_webhooks(new),
@@ -24,6 +25,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "validatingwebhookconfigurations",
+        revalidates: true,
         unconditional_update: false,
         validate: validate_webhooks,
         validate_update: |new, _| validate_webhooks(new),
@@ -33,6 +35,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "validatingadmissionpolicies",
+        revalidates: true,
         first_status: "{}",
         defaults: policy,
         validate: validate_policy,
@@ -53,6 +56,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "validatingadmissionpolicybindings",
+        revalidates: true,
         defaults: binding,
         validate: validate_binding,
         validate_update: |new, _| validate_binding(new),
@@ -62,6 +66,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "mutatingadmissionpolicies",
+        revalidates: true,
         defaults: policy,
         validate: validate_policy,
         validate_update: |new, _| validate_policy(new),
@@ -71,6 +76,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "mutatingadmissionpolicybindings",
+        revalidates: true,
         defaults: binding,
         validate: validate_binding,
         validate_update: |new, _| validate_binding(new),
@@ -146,9 +152,11 @@ fn validate_webhooks(configuration: &Value) -> Errors {
                 errors.one_of(&path.child(member), webhook.text(member), &supported);
             }
         }
-        match webhook.text("sideEffects") {
-            "" => errors.required(&path.child("sideEffects"), "must specify one of None, NoneOnDryRun"),
-            effects => errors.one_of(&path.child("sideEffects"), effects, &["None", "NoneOnDryRun"]),
+        if webhook.has("sideEffects") {
+            let effects = webhook.text("sideEffects");
+            errors.one_of(&path.child("sideEffects"), effects, &["None", "NoneOnDryRun"]);
+        } else {
+            errors.required(&path.child("sideEffects"), "must specify one of None, NoneOnDryRun");
         }
         if let Some(seconds) = webhook.maybe_int("timeoutSeconds").filter(|s| !(1..=30).contains(s)) {
             errors.invalid(
@@ -165,8 +173,6 @@ fn validate_webhooks(configuration: &Value) -> Errors {
         let path = path.child("admissionReviewVersions");
         if versions.is_empty() {
             errors.required(&path, "must specify one of v1, v1beta1");
-        } else if !versions.iter().any(|v| v == "v1" || v == "v1beta1") {
-            errors.invalid(&path, versions.to_vec(), "must include at least one of v1, v1beta1");
         }
         for (j, version) in versions.iter().enumerate() {
             let text = version.as_str().unwrap_or_default();
@@ -175,6 +181,9 @@ fn validate_webhooks(configuration: &Value) -> Errors {
             } else {
                 errors.invalid_each(&path.index(j), text, check::dns1035_label(text));
             }
+        }
+        if !versions.is_empty() && !versions.iter().any(|v| v == "v1" || v == "v1beta1") {
+            errors.invalid(&path, versions.to_vec(), "must include at least one of v1, v1beta1");
         }
     }
     match_conditions(&mut errors, configuration);
@@ -238,9 +247,10 @@ pub fn client_config(errors: &mut Errors, config: &Value, path: &Path<'_>) {
         }
         (false, true) => {
             let (service, path) = (config.at("service"), path.child("service"));
-            for name in ["name", "namespace"] {
+            // Upstream mixes the two up.
+            for (name, blamed) in [("namespace", "name"), ("name", "namespace")] {
                 if service.text(name).is_empty() {
-                    errors.required(&path.child(name), "");
+                    errors.required(&path.child(blamed), "");
                 }
             }
             if let Some(message) = check::port_number(service.maybe_int("port").unwrap_or(443)) {
@@ -354,33 +364,28 @@ fn rule(errors: &mut Errors, rule: &Value, path: &Path<'_>) {
 
 fn validate_policy(policy: &Value) -> Errors {
     const MAX_CONDITIONS: usize = 64;
+    const MAX_ANNOTATIONS: usize = 20;
     let mut errors = Errors::new();
     let path = Path::new("spec");
     let spec = policy.at("spec");
+    let mutates = policy.text("kind") == "MutatingAdmissionPolicy" || spec.has("mutations");
     if spec.has("failurePolicy") {
         errors.one_of(&path.child("failurePolicy"), spec.text("failurePolicy"), &["Fail", "Ignore"]);
     }
     if spec.has("paramKind") {
-        let path = path.child("paramKind");
-        for name in ["apiVersion", "kind"] {
-            if spec.at("paramKind").text(name).is_empty() {
-                errors.required(&path.child(name), "");
-            }
-        }
-        let version = spec.text("paramKind.apiVersion");
-        if version.matches('/').count() > 1 {
-            let why = format!("unexpected GroupVersion string: {version}");
-            errors.invalid(&path.child("apiVersion"), version, why);
-        }
+        param_kind(&mut errors, spec.at("paramKind"), &path.child("paramKind"));
     }
     let constraints = path.child("matchConstraints");
     if !spec.has("matchConstraints") {
         errors.required(&constraints, "");
     } else {
+        match_resources(&mut errors, spec.at("matchConstraints"), &constraints);
         if spec.list("matchConstraints.resourceRules").is_empty() {
             errors.required(&constraints.child("resourceRules"), "");
         }
-        match_resources(&mut errors, spec.at("matchConstraints"), &constraints);
+    }
+    if mutates {
+        mutable_operations(&mut errors, spec.at("matchConstraints"), &constraints);
     }
     conditions(&mut errors, spec.list("matchConditions"), MAX_CONDITIONS, &path.child("matchConditions"));
     for (i, variable) in spec.list("variables").iter().enumerate() {
@@ -395,9 +400,13 @@ fn validate_policy(policy: &Value) -> Errors {
             errors.invalid(&list.index(i).child("name"), name, "must be a valid CEL identifier");
         }
     }
-    if policy.text("kind") == "MutatingAdmissionPolicy" || spec.has("mutations") {
+    if mutates {
         if spec.list("mutations").is_empty() {
             errors.required(&path.child("mutations"), "mutations must contain at least one item");
+        }
+        for (i, mutation) in spec.list("mutations").iter().enumerate() {
+            let list = path.child("mutations");
+            self::mutation(&mut errors, mutation, &list.index(i));
         }
         let at = path.child("reinvocationPolicy");
         match spec.text("reinvocationPolicy") {
@@ -439,14 +448,92 @@ fn validate_policy(policy: &Value) -> Errors {
                 errors.one_of(&path.child("reason"), validation.text("reason"), &reasons);
             }
         }
-        for (i, annotation) in spec.list("auditAnnotations").iter().enumerate() {
-            let list = path.child("auditAnnotations");
+        let annotations = spec.list("auditAnnotations");
+        let list = path.child("auditAnnotations");
+        if annotations.len() > MAX_ANNOTATIONS {
+            let why = format!("must not have more than {MAX_ANNOTATIONS} auditAnnotations");
+            errors.invalid(&list, annotations.to_vec(), why);
+        }
+        for (i, annotation) in annotations.iter().enumerate() {
             let path = list.index(i);
-            let key = format!("{}/{}", policy.text("metadata.name"), annotation.text("key"));
+            let name = annotation.text("key");
+            let key = format!("{}/{name}", policy.text("metadata.name"));
             errors.invalid_each(&path.child("key"), &key, check::qualified_name(&key));
+            if annotation.text("valueExpression").trim().is_empty() {
+                errors.required(&path.child("valueExpression"), "valueExpression is not specified");
+            }
+            if annotations[..i].iter().any(|before| before.text("key") == name) {
+                errors.duplicate(&path.child("key"), name);
+            }
         }
     }
     errors
+}
+
+/// What is deleted cannot be changed.
+fn mutable_operations(errors: &mut Errors, matching: &Value, path: &Path<'_>) {
+    let path = path.child("resourceRules");
+    for operation in matching.list("resourceRules").iter().flat_map(|rule| rule.list("operations")) {
+        let operation = operation.as_str().unwrap_or_default();
+        errors.one_of(&path.child("operations"), operation, &["*", "CONNECT", "CREATE", "UPDATE"]);
+    }
+}
+
+/// What a policy's parameters are.
+fn param_kind(errors: &mut Errors, of: &Value, path: &Path<'_>) {
+    let (version, kind) = (of.text("apiVersion"), of.text("kind"));
+    let at = path.child("apiVersion");
+    let (group, name) = version.split_once('/').unwrap_or(("", version));
+    if version.is_empty() {
+        errors.required(&at, "");
+    } else if name.contains('/') {
+        errors.invalid(&at, version, format!("unexpected GroupVersion string: {version}"));
+    } else {
+        let wrong = check::dns1123_subdomain(group);
+        if !group.is_empty() && !wrong.is_empty() {
+            errors.invalid(&at, group, wrong.join(","));
+        }
+        let wrong = check::dns1035_label(name);
+        if name.is_empty() {
+            errors.invalid(&at, version, "version must be specified");
+        } else if !wrong.is_empty() {
+            errors.invalid(&at, name, wrong.join(","));
+        }
+    }
+    let wrong = check::dns1035_label(&kind.to_lowercase());
+    if kind.is_empty() {
+        errors.required(&path.child("kind"), "");
+    } else if !wrong.is_empty() {
+        let why = format!("may have mixed case, but should otherwise match: {}", wrong.join(","));
+        errors.invalid(&path.child("kind"), kind, why);
+    }
+}
+
+fn mutation(errors: &mut Errors, mutation: &Value, path: &Path<'_>) {
+    let kinds = [("ApplyConfiguration", "applyConfiguration"), ("JSONPatch", "jsonPatch")];
+    let kind = mutation.text("patchType");
+    if kind.is_empty() {
+        errors.required(&path.child("patchType"), "");
+        return;
+    }
+    if kinds.iter().all(|(k, _)| *k != kind) {
+        errors.not_supported(&path.child("patchType"), kind, &["ApplyConfiguration", "JSONPatch"]);
+        return;
+    }
+    for (k, member) in kinds {
+        let at = path.child(member);
+        match (k == kind, mutation.has(member)) {
+            (true, false) => errors.required(&at, format!("must be specified when patchType is {kind}")),
+            (true, true) if mutation.at(member).text("expression").trim().is_empty() => {
+                errors.required(&at.child("expression"), "");
+            }
+            (false, true) => {
+                let why = format!("must not be specified when patchType is {kind}");
+                errors.invalid(&at, format!("{{{member}}}"), why);
+            }
+            _ => {}
+        }
+    }
 }
 
 fn match_resources(errors: &mut Errors, matching: &Value, path: &Path<'_>) {
@@ -456,7 +543,17 @@ fn match_resources(errors: &mut Errors, matching: &Value, path: &Path<'_>) {
     for member in ["resourceRules", "excludeResourceRules"] {
         for (i, rule) in matching.list(member).iter().enumerate() {
             let list = path.child(member);
-            self::rule(errors, rule, &list.index(i));
+            let path = list.index(i);
+            let names = rule.list("resourceNames");
+            for (j, name) in names.iter().enumerate() {
+                let at = path.child("resourceNames");
+                let text = name.as_str().unwrap_or_default();
+                errors.invalid_each(&at.index(j), text, check::path_segment(text));
+                if names[..j].contains(name) {
+                    errors.duplicate(&at.index(j), text);
+                }
+            }
+            self::rule(errors, rule, &path);
         }
     }
     if matching.has("matchPolicy") {
@@ -477,14 +574,19 @@ fn validate_binding(binding: &Value) -> Errors {
     let reference = spec.at("paramRef");
     if !reference.is_null() {
         let path = path.child("paramRef");
-        match (reference.text("name").is_empty(), reference.has("selector")) {
-            (false, true) => {
-                for name in ["name", "selector"] {
-                    errors.forbidden(&path.child(name), "name and selector are mutually exclusive");
-                }
-            }
-            (true, false) => errors.required(&path, "one of name or selector must be specified"),
-            _ => {}
+        let name = reference.text("name");
+        let both = !name.is_empty() && reference.has("selector");
+        const EXCLUSIVE: &str = "name and selector are mutually exclusive";
+        errors.invalid_each(&path.child("name"), name, check::path_segment(name));
+        if both {
+            errors.forbidden(&path.child("name"), EXCLUSIVE);
+        }
+        meta::label_selector(&mut errors, reference.at("selector"), &path.child("selector"));
+        if both {
+            errors.forbidden(&path.child("selector"), EXCLUSIVE);
+        }
+        if name.is_empty() && !reference.has("selector") {
+            errors.required(&path, "one of name or selector must be specified");
         }
         match reference.text("parameterNotFoundAction") {
             "" => errors.required(&path.child("parameterNotFoundAction"), ""),
@@ -493,6 +595,9 @@ fn validate_binding(binding: &Value) -> Errors {
     }
     if spec.has("matchResources") {
         match_resources(&mut errors, spec.at("matchResources"), &path.child("matchResources"));
+        if binding.text("kind") == "MutatingAdmissionPolicyBinding" {
+            mutable_operations(&mut errors, spec.at("matchResources"), &path.child("matchResources"));
+        }
     }
     if spec.has("validationActions") || binding.text("kind") == "ValidatingAdmissionPolicyBinding" {
         let actions: Vec<&str> = spec.list("validationActions").iter().filter_map(Value::as_str).collect();

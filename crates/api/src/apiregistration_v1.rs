@@ -13,6 +13,7 @@ pub const GROUP: &str = "apiregistration.k8s.io";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "apiservices",
+    revalidates: true,
     first_status: r#"{}"#,
     name: meta::path_segment_name,
     validate,

@@ -82,6 +82,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "controllerrevisions",
+        revalidates: true,
         validate: validation::revision,
         validate_update: validation::revision_update,
         ..DEFAULT
@@ -127,8 +128,9 @@ fn stateful_set_defaults(set: &mut Value) {
     set.put_default("spec.replicas", 1);
     set.put_default("spec.revisionHistoryLimit", 10);
     for claim in set.list_mut("spec.volumeClaimTemplates") {
-        claim.put_default_text("kind", "PersistentVolumeClaim");
-        claim.put_default_text("apiVersion", "v1");
+        // Whatever it says.
+        claim.put("kind", "PersistentVolumeClaim");
+        claim.put("apiVersion", "v1");
         persistent_volume::claim_defaults(claim);
     }
     template(set);

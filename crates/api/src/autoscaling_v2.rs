@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::check::{self, Report};
+use crate::core_v1::resources;
 use crate::path::Path;
 use crate::strategy::{Errors, Rules, WITH_STATUS};
 use crate::value::{Read, Write, quantity};
@@ -89,7 +90,8 @@ fn reference(errors: &mut Errors, reference: &Value, path: &Path<'_>) {
     let version = reference.text("apiVersion");
     let of_target = path.to_string() == "spec.scaleTargetRef";
     // The core group has one kind that scales.
-    let core = !version.contains('/') && reference.text("kind") != "ReplicationController";
+    let core = version.split_once('/').is_none_or(|(group, _)| group.is_empty())
+        && reference.text("kind") != "ReplicationController";
     if of_target && core {
         errors.invalid(&path.child("apiVersion"), version, "apiVersion must specify API group");
     } else if version.split('/').count() > 2 {
@@ -132,9 +134,14 @@ fn metric_source(errors: &mut Errors, wanted: &str, source: &Value, path: &Path<
     if matches!(wanted, "resource" | "containerResource") {
         if source.text("name").is_empty() {
             errors.required(&path.child("name"), "must specify a resource name");
+        } else if wanted == "containerResource" {
+            resources::container_name(errors, source.text("name"), &path.child("name"));
         }
-        if wanted == "containerResource" && source.text("container").is_empty() {
-            errors.required(&path.child("container"), "must specify a container");
+        if wanted == "containerResource" {
+            match source.text("container") {
+                "" => errors.required(&path.child("container"), "must specify a container"),
+                name => errors.invalid_each(&path.child("container"), name, check::dns1123_label(name)),
+            }
         }
         metric_target(errors, target, &at);
         match (target.has("averageUtilization"), target.has("averageValue")) {

@@ -1,5 +1,6 @@
 //! Jobs and cron jobs.
 
+mod job_status;
 mod validation;
 
 use serde_json::Value;
@@ -15,13 +16,14 @@ const BASE: Rules = Rules { group: GROUP, ..WITH_STATUS };
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "jobs",
+        revalidates: true,
         template: "spec.template",
         warnings: crate::advice::of_job,
         first_status: r#"{}"#,
         defaults: job_defaults,
         validate: validation::job,
         validate_update: validation::job_update,
-        validate_status_update: validation::job_status,
+        validate_status_update: job_status::validate,
         generation: &["spec"],
         garbage_collection: GarbageCollection::OrphanDependents,
         prepare_for_create: prepare_job,

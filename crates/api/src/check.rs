@@ -31,6 +31,8 @@ pub trait Report {
     fn positive_value(&mut self, path: &Path<'_>, value: i64);
     /// Reports what has changed though it may not.
     fn immutable(&mut self, path: &Path<'_>, new: &Value, old: &Value);
+    /// As [`Report::immutable`] for texts that are never absent, only empty.
+    fn immutable_text(&mut self, path: &Path<'_>, new: &Value, old: &Value);
 }
 
 impl Report for Errors {
@@ -106,6 +108,13 @@ impl Report for Errors {
     fn immutable(&mut self, path: &Path<'_>, new: &Value, old: &Value) {
         if !crate::equality::same(new, old) {
             self.invalid(path, new.clone(), IMMUTABLE);
+        }
+    }
+
+    fn immutable_text(&mut self, path: &Path<'_>, new: &Value, old: &Value) {
+        let text = new.as_str().unwrap_or_default();
+        if text != old.as_str().unwrap_or_default() {
+            self.invalid(path, text, IMMUTABLE);
         }
     }
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::check::Report;
 use crate::path::Path;
 use crate::strategy::{DEFAULT, Errors, Rules};
-use crate::value::Read;
+use crate::value::{Read, Write};
 
 pub const GROUP: &str = "coordination.k8s.io";
 
@@ -13,6 +13,13 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "leases",
+        // Coordinated leader election is off by default.
+        prepare_for_create: drop_coordination,
+        prepare_for_update: |new, old| {
+            if !old.has("spec.strategy") && !old.has("spec.preferredHolder") {
+                drop_coordination(new);
+            }
+        },
         validate,
         validate_update: |new, _| validate(new),
         create_on_update: true,
@@ -27,6 +34,11 @@ pub static RULES: &[Rules] = &[
         ..DEFAULT
     },
 ];
+
+fn drop_coordination(lease: &mut Value) {
+    lease.remove("spec.strategy");
+    lease.remove("spec.preferredHolder");
+}
 
 fn validate(lease: &Value) -> Errors {
     let mut errors = Errors::new();

@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use crate::check::{self, Report};
-use crate::core_v1::pod::container;
 use crate::core_v1::service;
 use crate::meta;
 use crate::path::Path;
@@ -15,6 +14,7 @@ pub const GROUP: &str = "discovery.k8s.io";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "endpointslices",
+    revalidates: true,
     warnings: crate::advice::of_endpoint_slice,
     validate,
     validate_update,
@@ -26,6 +26,8 @@ pub static RULES: &[Rules] = &[Rules {
     },
     prepare_for_update: |new, old| {
         if new.at("endpoints") != old.at("endpoints") {
+            // Counted before it is seen what remains of the change.
+            new.put("metadata.generation", old.int("metadata.generation") + 1);
             drop_topology(new);
         }
     },
@@ -85,7 +87,11 @@ fn ports_and_family(slice: &Value) -> Errors {
             errors.duplicate(&path.child("name"), name);
         }
         names.push(name);
-        container::choice(&mut errors, port, "protocol", &["SCTP", "TCP", "UDP"], &path);
+        if port.has("protocol") {
+            errors.one_of(&path.child("protocol"), port.text("protocol"), &["SCTP", "TCP", "UDP"]);
+        } else {
+            errors.required(&path.child("protocol"), "");
+        }
         let protocol = port.text("appProtocol");
         if port.has("appProtocol") {
             errors.invalid_each(&path.child("appProtocol"), protocol, check::qualified_name(protocol));

@@ -1,5 +1,6 @@
-//! When two values of the API mean the same: what is absent equals what is null, an empty text or an empty list, and
-//! empty maps equal absent ones where the member is known to be a map.
+//! When two values of the API mean the same: what is absent equals what is null or an empty list, and empty maps equal
+//! absent ones where the member is known to be a map. Empty texts that mean nothing are gone since decoding; one that
+//! is still there was chosen.
 
 use serde_json::Value;
 
@@ -40,7 +41,6 @@ fn same_member(name: &str, a: &Value, b: &Value) -> bool {
 fn is_empty(v: &Value) -> bool {
     match v {
         Value::Null => true,
-        Value::String(s) => s.is_empty(),
         Value::Array(a) => a.is_empty(),
         _ => false,
     }
@@ -89,7 +89,8 @@ mod tests {
     #[test]
     fn compares_by_meaning() {
         for (a, b, want) in [
-            (json!({}), json!({"a": null, "b": [], "c": "", "labels": {}}), true),
+            (json!({}), json!({"a": null, "b": [], "labels": {}}), true),
+            (json!({}), json!({"c": ""}), false),
             (json!({"emptyDir": {}}), json!({}), false),
             (json!({"replicas": 0}), json!({}), false),
             (json!({"limits": {"cpu": "1"}}), json!({"limits": {"cpu": "1000m"}}), true),

@@ -13,6 +13,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "flowschemas",
+        revalidates: true,
         first_status: r#"{}"#,
         defaults: schema_defaults,
         validate: validate_schema,
@@ -26,6 +27,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "prioritylevelconfigurations",
+        revalidates: true,
         first_status: r#"{}"#,
         defaults: level_defaults,
         validate: validate_level,
@@ -102,6 +104,14 @@ fn validate_schema(schema: &Value) -> Errors {
 const VERBS: [&str; 9] =
     ["create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch"];
 
+fn verbs(errors: &mut Errors, rule: &Value, path: &Path<'_>) {
+    members(errors, rule, "verbs", "verbs must contain at least one value", "verbs", path);
+    let verbs = rule.list("verbs");
+    if !verbs.iter().filter_map(Value::as_str).all(|verb| verb == "*" || VERBS.contains(&verb)) {
+        errors.not_supported(&path.child("verbs"), verbs.to_vec(), &VERBS);
+    }
+}
+
 fn policy_rule(errors: &mut Errors, rule: &Value, path: &Path<'_>) {
     let subjects = rule.list("subjects");
     if subjects.is_empty() {
@@ -118,11 +128,7 @@ fn policy_rule(errors: &mut Errors, rule: &Value, path: &Path<'_>) {
     for (i, one) in resources.iter().enumerate() {
         let list = path.child("resourceRules");
         let path = list.index(i);
-        members(errors, one, "verbs", "verbs must contain at least one value", "verbs", &path);
-        let verbs = one.list("verbs");
-        if !verbs.iter().filter_map(Value::as_str).all(|verb| verb == "*" || VERBS.contains(&verb)) {
-            errors.not_supported(&path.child("verbs"), verbs.to_vec(), &VERBS);
-        }
+        verbs(errors, one, &path);
         members(
             errors,
             one,
@@ -148,12 +154,21 @@ fn policy_rule(errors: &mut Errors, rule: &Value, path: &Path<'_>) {
             }
         } else {
             members(errors, one, "namespaces", "", "namespaces", &path);
+            let list = path.child("namespaces");
+            let names = one.list("namespaces");
+            for (j, name) in names.iter().enumerate().filter(|_| names.iter().all(|name| name != "*")) {
+                let name = name.as_str().unwrap_or_default();
+                for said in check::dns1123_label(name) {
+                    let said = format!("each member of this list must be '*' or a DNS-1123 label; {said}");
+                    errors.invalid(&list.index(j), name, said);
+                }
+            }
         }
     }
     for (i, one) in others.iter().enumerate() {
         let list = path.child("nonResourceRules");
         let path = list.index(i);
-        members(errors, one, "verbs", "verbs must contain at least one value", "verbs", &path);
+        verbs(errors, one, &path);
         members(
             errors,
             one,
@@ -218,11 +233,19 @@ fn subject(errors: &mut Errors, subject: &Value, path: &Path<'_>) {
         errors.required(&path, format!("{own} is required when subject kind is '{kind}'"));
         return;
     }
-    if subject.at(own).text("name").is_empty() {
+    let name = subject.at(own).text("name");
+    if name.is_empty() {
         errors.required(&path.child("name"), "");
+    } else if kind == "ServiceAccount" && name != "*" {
+        errors.invalid_each(&path.child("name"), name, check::dns1123_subdomain(name));
     }
-    if kind == "ServiceAccount" && subject.at(own).text("namespace").is_empty() {
-        errors.required(&path.child("namespace"), "must specify namespace for service account");
+    if kind == "ServiceAccount" {
+        match subject.at(own).text("namespace") {
+            "" => errors.required(&path.child("namespace"), "must specify namespace for service account"),
+            namespace => {
+                errors.invalid_each(&path.child("namespace"), namespace, check::dns1123_label(namespace));
+            }
+        }
     }
 }
 

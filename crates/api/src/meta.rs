@@ -102,6 +102,18 @@ pub fn validate_update(new: &Value, old: &Value) -> Errors {
     errors
 }
 
+/// What [`validate`] says beyond [`validate_update`] about what an update changes.
+pub fn revalidate(errors: &mut Errors, new: &Value, old: &Value, name_rule: fn(&str, bool) -> Vec<String>) {
+    let path = Path::new("metadata");
+    let generate = new.text("generateName");
+    if !generate.is_empty() && generate != old.text("generateName") {
+        errors.invalid_each(&path.child("generateName"), generate, name_rule(generate, true));
+    }
+    if new.at("finalizers") != old.at("finalizers") {
+        finalizers(errors, new.list("finalizers"), &path.child("finalizers"));
+    }
+}
+
 fn unchanged(new: &Value, old: &Value) -> bool {
     ["labels", "annotations", "ownerReferences", "managedFields"]
         .iter()

@@ -13,6 +13,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "ingresses",
+        revalidates: true,
         warnings: crate::advice::of_ingress,
         validate: validation::ingress_create,
         validate_update: |new, _| validation::ingress_spec(new),
@@ -24,6 +25,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "ingressclasses",
+        revalidates: true,
         validate: validation::ingress_class,
         validate_update: validation::ingress_class_update,
         defaults: ingress_class_defaults,
@@ -55,6 +57,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "ipaddresses",
+        revalidates: true,
         name: validation::ip_name,
         validate: validation::ip_address,
         validate_update: validation::ip_address_update,

@@ -15,6 +15,7 @@ pub const GROUP: &str = "node.k8s.io";
 pub static RULES: &[Rules] = &[Rules {
     group: GROUP,
     resource: "runtimeclasses",
+    revalidates: true,
     warnings: crate::advice::of_runtime_class,
     validate,
     validate_update,
@@ -51,7 +52,7 @@ fn validate(class: &Value) -> Errors {
 }
 
 fn validate_update(new: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
+    let mut errors = validate(new);
     errors.immutable(&Path::new("handler"), new.at("handler"), old.at("handler"));
     errors
 }

@@ -1,10 +1,13 @@
 //! Dynamic resource allocation.
 
+mod claim_status;
+
 use apimachinery::quantity::Quantity;
 use serde_json::Value;
 
 use crate::check::{self, Report};
 use crate::core_v1::pod::scheduling;
+use crate::equality;
 use crate::path::Path;
 use crate::strategy::{DEFAULT, Errors, FieldLabels, Rules, SPEC_AND_METADATA, WITH_STATUS};
 use crate::value::{Read, Write, quantity};
@@ -15,10 +18,11 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "resourceclaims",
+        revalidates: true,
         first_status: "{}",
         validate: validate_claim,
         validate_update: fixed_spec,
-        validate_status_update: validate_claim_status,
+        validate_status_update: claim_status::validate,
         defaults: |claim| requests(claim, "spec.devices.requests"),
         status_keeps_metadata: true,
         reset_by_status: SPEC_AND_METADATA,
@@ -27,8 +31,9 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "resourceclaimtemplates",
+        revalidates: true,
         validate: validate_template,
-        validate_update: fixed_spec,
+        validate_update: |new, old| [validate_template(new), fixed_spec(new, old)].concat(),
         defaults: |template| {
             template.put_default("spec.metadata", serde_json::json!({}));
             requests(template, "spec.spec.devices.requests");
@@ -59,6 +64,13 @@ pub static RULES: &[Rules] = &[
         warnings: crate::advice::of_resource_slice,
         defaults: |slice| slice.put_default("spec.pool.generation", 0),
         prepare_for_create: prepare_slice,
+        prepare_for_update: |new, old| {
+            // Counted before it is seen what remains of the change.
+            if !equality::same_at(new, old, "spec") {
+                new.put("metadata.generation", old.int("metadata.generation") + 1);
+            }
+            drop_disabled(new);
+        },
         validate: validate_slice,
         validate_update: validate_slice_update,
         namespaced: false,
@@ -172,16 +184,15 @@ fn devices(errors: &mut Errors, devices: &Value, path: &Path<'_>) {
     }
 }
 
+const NOT_A_REQUEST: &str =
+    "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
+
 fn known_requests(errors: &mut Errors, holder: &Value, names: &[String], path: &Path<'_>) {
     let list = path.child("requests");
     for (i, name) in holder.list("requests").iter().enumerate() {
         let name = name.as_str().unwrap_or_default();
         if !names.iter().any(|n| n == name) {
-            errors.invalid(
-                &list.index(i),
-                name,
-                "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'",
-            );
+            errors.invalid(&list.index(i), name, NOT_A_REQUEST);
         }
     }
 }
@@ -273,41 +284,6 @@ fn fixed_spec(new: &Value, old: &Value) -> Errors {
     errors
 }
 
-fn validate_claim_status(new: &Value, old: &Value) -> Errors {
-    const RESERVED_MAX: usize = 256;
-    let mut errors = Errors::new();
-    let path = Path::new("status");
-    let reserved = new.list("status.reservedFor");
-    let list = path.child("reservedFor");
-    if reserved.len() > RESERVED_MAX {
-        errors.too_many(&list, reserved.len(), RESERVED_MAX);
-    }
-    for (i, consumer) in reserved.iter().enumerate() {
-        for name in ["resource", "name", "uid"] {
-            if consumer.text(name).is_empty() {
-                errors.required(&list.index(i).child(name), "");
-            }
-        }
-        if reserved[..i].iter().any(|r| r.at("uid") == consumer.at("uid")) {
-            errors.duplicate(&list.index(i), consumer.text("uid"));
-        }
-    }
-    if !reserved.is_empty() && !new.has("status.allocation") {
-        errors.forbidden(&list, "may not be specified when `allocated` is not set");
-    }
-    let before = old.list("status.reservedFor");
-    if new.has("metadata.deletionTimestamp") && reserved.iter().any(|r| !before.contains(r)) {
-        errors.forbidden(
-            &list,
-            "new entries may not be added while `deallocationRequested` or `deletionTimestamp` are set",
-        );
-    }
-    if new.has("status.allocation") && old.has("status.allocation") {
-        errors.immutable(&path.child("allocation"), new.at("status.allocation"), old.at("status.allocation"));
-    }
-    errors
-}
-
 fn validate_template(template: &Value) -> Errors {
     let mut errors = Errors::new();
     let spec = SPEC.child("spec");
@@ -322,10 +298,35 @@ fn validate_class(class: &Value) -> Errors {
         let list = SPEC.child("config");
         opaque(&mut errors, config, &list.index(i));
     }
+    if class.has("spec.extendedResourceName") {
+        let name = class.text("spec.extendedResourceName");
+        if !crate::core_v1::resources::is_extended(name) {
+            let path = SPEC.child("extendedResourceName");
+            errors.invalid(&path, name, "must be a valid extended resource name");
+        }
+    }
     errors
 }
 
 fn validate_slice(slice: &Value) -> Errors {
+    slice_spec(slice, None)
+}
+
+fn pool_name(errors: &mut Errors, name: &str, path: &Path<'_>) {
+    const NAME_MAX_BYTES: usize = 253;
+    if name.is_empty() {
+        errors.required(path, "");
+        return;
+    }
+    if name.len() > NAME_MAX_BYTES {
+        errors.too_long(path, NAME_MAX_BYTES);
+    }
+    for part in name.split('/') {
+        errors.invalid_each(path, part, check::dns1123_subdomain(part));
+    }
+}
+
+fn slice_spec(slice: &Value, old: Option<&Value>) -> Errors {
     const DEVICES_MAX: usize = 128;
     /// Where devices have taints or share counters.
     const ADVANCED_DEVICES_MAX: usize = 64;
@@ -336,21 +337,17 @@ fn validate_slice(slice: &Value) -> Errors {
         "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
     driver(&mut errors, spec.text("driver"), &SPEC.child("driver"));
     let pool = SPEC.child("pool");
-    let name = spec.text("pool.name");
-    if name.is_empty() {
-        errors.required(&pool.child("name"), "");
-    } else {
-        if name.len() > 253 {
-            errors.too_long(&pool.child("name"), 253);
-        }
-        for part in name.split('/') {
-            errors.invalid_each(&pool.child("name"), part, check::dns1123_subdomain(part));
-        }
-    }
+    pool_name(&mut errors, spec.text("pool.name"), &pool.child("name"));
     errors.positive_value(&pool.child("resourceSliceCount"), spec.int("pool.resourceSliceCount"));
     if spec.int("pool.generation") < 0 {
         let why = "must be greater than or equal to zero";
         errors.invalid(&pool.child("generation"), spec.int("pool.generation"), why);
+    }
+    if let Some(was) = old.map(|old| old.at("spec")) {
+        let name = was.at("pool.name");
+        errors.immutable_text(&pool.child("name"), spec.at("pool.name"), name);
+        errors.immutable_text(&SPEC.child("driver"), spec.at("driver"), was.at("driver"));
+        errors.immutable(&SPEC.child("nodeName"), spec.at("nodeName"), was.at("nodeName"));
     }
     let mut places = place(&mut errors, spec, "must be either unset or set to a non-empty string", &SPEC);
     if spec.has("nodeSelector") && spec.list("nodeSelector.nodeSelectorTerms").len() != 1 {
@@ -503,7 +500,6 @@ fn device(errors: &mut Errors, device: &Value, per_device: bool, path: &Path<'_>
     const MEMBERS_MAX: usize = 32;
     const TAINTS_MAX: usize = 16;
     const CONSUMED_MAX: usize = 2;
-    const CONDITIONS_MAX: usize = 4;
     let name = device.text("name");
     errors.invalid_each(&path.child("name"), name, check::dns1123_label(name));
     let members = device.entries("attributes").count() + device.entries("capacity").count();
@@ -563,6 +559,12 @@ fn device(errors: &mut Errors, device: &Value, per_device: bool, path: &Path<'_>
              ResourceSlice spec",
         );
     }
+    conditions_to_bind(errors, device, path);
+}
+
+/// Conditions that a pod waits for on a device, and those after which it does no longer.
+fn conditions_to_bind(errors: &mut Errors, device: &Value, path: &Path<'_>) {
+    const CONDITIONS_MAX: usize = 4;
     let (good, bad) = (device.list("bindingConditions"), device.list("bindingFailureConditions"));
     for (name, all) in [("bindingConditions", good), ("bindingFailureConditions", bad)] {
         let path = path.child(name);
@@ -726,7 +728,16 @@ fn request_policy(errors: &mut Errors, capacity: &Value, policy: &Value, path: &
 
 /// What features that are off by default would need, and when devices were tainted.
 fn prepare_slice(slice: &mut Value) {
+    drop_disabled(slice);
     let now = slice.at("metadata.creationTimestamp").clone();
+    for device in slice.list_mut("spec.devices") {
+        for taint in device.list_mut("taints") {
+            taint.put_default("timeAdded", now.clone());
+        }
+    }
+}
+
+fn drop_disabled(slice: &mut Value) {
     for device in slice.list_mut("spec.devices") {
         device.remove("nodeAllocatableResourceMappings");
         if let Some(attributes) = device.find_mut("attributes").and_then(Value::as_object_mut) {
@@ -736,20 +747,11 @@ fn prepare_slice(slice: &mut Value) {
                 }
             }
         }
-        for taint in device.list_mut("taints") {
-            taint.put_default("timeAdded", now.clone());
-        }
     }
 }
 
 fn validate_slice_update(new: &Value, old: &Value) -> Errors {
-    let mut errors = validate_slice(new);
-    for name in ["driver", "nodeName"] {
-        errors.immutable(&SPEC.child(name), new.at("spec").at(name), old.at("spec").at(name));
-    }
-    let pool = SPEC.child("pool");
-    errors.immutable(&pool.child("name"), new.at("spec.pool.name"), old.at("spec.pool.name"));
-    errors
+    slice_spec(new, Some(old))
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Storage classes and what CSI drivers say of themselves.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::Value;
 
 use crate::check::{self, Report};
@@ -16,6 +18,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "storageclasses",
+        revalidates: true,
         warnings: crate::advice::of_storage_class,
         validate: validate_class,
         validate_update: validate_class_update,
@@ -33,6 +36,10 @@ pub static RULES: &[Rules] = &[
             if !old.has("spec.preventPodSchedulingIfMissing") {
                 new.remove("spec.preventPodSchedulingIfMissing");
             }
+            // It counts changes, but not the creation.
+            if !equality::same_at(new, old, "spec") {
+                new.put("metadata.generation", old.int("metadata.generation") + 1);
+            }
         },
         validate: validate_driver,
         validate_update: validate_driver_update,
@@ -44,8 +51,9 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "csinodes",
+        revalidates: true,
         validate: validate_node,
-        validate_update: |new, _| validate_node(new),
+        validate_update: validate_node_update,
         namespaced: false,
         unconditional_update: false,
         ..DEFAULT
@@ -53,6 +61,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "csistoragecapacities",
+        revalidates: true,
         warnings: crate::advice::of_storage_capacity,
         validate: validate_capacity,
         validate_update: validate_capacity_update,
@@ -62,6 +71,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "volumeattributesclasses",
+        revalidates: true,
         validate: validate_attributes_class,
         validate_update: validate_attributes_class_update,
         namespaced: false,
@@ -70,6 +80,7 @@ pub static RULES: &[Rules] = &[
     Rules {
         group: GROUP,
         resource: "volumeattachments",
+        revalidates: true,
         validate: validate_attachment,
         validate_update: validate_attachment_update,
         namespaced: false,
@@ -132,14 +143,32 @@ fn validate_class(class: &Value) -> Errors {
     if class.has("reclaimPolicy") {
         errors.one_of(&Path::new("reclaimPolicy"), class.text("reclaimPolicy"), &["Delete", "Retain"]);
     }
-    match class.text("volumeBindingMode") {
-        "" => errors.required(&Path::new("volumeBindingMode"), ""),
-        mode => errors.one_of(&Path::new("volumeBindingMode"), mode, &["Immediate", "WaitForFirstConsumer"]),
+    let mode = Path::new("volumeBindingMode");
+    if class.has("volumeBindingMode") {
+        errors.one_of(&mode, class.text("volumeBindingMode"), &["Immediate", "WaitForFirstConsumer"]);
+    } else {
+        errors.required(&mode, "");
     }
     let terms = Path::new("allowedTopologies");
-    for (i, term) in class.list("allowedTopologies").iter().enumerate() {
-        let path = terms.index(i);
-        let path = path.child("matchLabelExpressions");
+    let all = class.list("allowedTopologies");
+    // What a term asks of each label, whatever the order.
+    let asked = |term: &Value| -> BTreeMap<String, BTreeSet<String>> {
+        let mut labels = BTreeMap::<_, BTreeSet<String>>::new();
+        for expression in term.list("matchLabelExpressions") {
+            let values = expression.list("values").iter().filter_map(|v| v.as_str().map(str::to_owned));
+            labels.entry(expression.text("key").to_owned()).or_insert_with(|| values.collect());
+        }
+        labels
+    };
+    for (i, term) in all.iter().enumerate() {
+        let item = terms.index(i);
+        let path = item.child("matchLabelExpressions");
+        let this = asked(term);
+        // Upstream begins with as many empty terms as there are terms.
+        let blank = if this.is_empty() { all.len() } else { 0 };
+        for _ in 0..blank + all[..i].iter().filter(|before| asked(before) == this).count() {
+            errors.duplicate(&path, "");
+        }
         for (j, expression) in term.list("matchLabelExpressions").iter().enumerate() {
             let path = path.index(j);
             let key = expression.text("key");
@@ -161,7 +190,7 @@ fn validate_class(class: &Value) -> Errors {
 }
 
 fn validate_class_update(new: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
+    let mut errors = validate_class(new);
     if !equality::same_at(new, old, "parameters") {
         errors.invalid(&Path::new("parameters"), new.at("parameters").clone(), "field is immutable");
     }
@@ -221,6 +250,12 @@ fn validate_driver(driver: &Value) -> Errors {
             "serviceAccountTokenInSecrets is set but no tokenRequests are specified",
         );
     }
+    if let Some(seconds) =
+        spec.maybe_int("nodeAllocatableUpdatePeriodSeconds").filter(|seconds| *seconds < 10)
+    {
+        let path = path.child("nodeAllocatableUpdatePeriodSeconds");
+        errors.invalid(&path, seconds, "must be greater than or equal to 10 seconds");
+    }
     for mode in spec.list("volumeLifecycleModes") {
         errors.one_of(
             &path.child("volumeLifecycleModes"),
@@ -260,12 +295,27 @@ fn validate_node(node: &Value) -> Errors {
         let keys: Vec<&str> = driver.list("topologyKeys").iter().filter_map(Value::as_str).collect();
         for (j, key) in keys.iter().enumerate() {
             if key.is_empty() {
-                errors.required(&path.child("topologyKeys"), "");
-            } else if keys[..j].contains(key) {
-                errors.duplicate(&path.child("topologyKeys"), *key);
-            } else {
-                errors.invalid_each(&path, key, check::qualified_name(key));
+                errors.required(&path, "");
             }
+            if keys[..j].contains(key) {
+                errors.duplicate(&path, *key);
+            }
+            errors.invalid_each(&path, key, check::qualified_name(key));
+        }
+    }
+    errors
+}
+
+fn validate_node_update(new: &Value, old: &Value) -> Errors {
+    let mut errors = validate_node(new);
+    let spec = Path::new("spec");
+    let path = spec.child("drivers");
+    for was in old.list("spec.drivers") {
+        for now in new.list("spec.drivers").iter().filter(|now| now.text("name") == was.text("name")) {
+            let (mut now, mut was) = (now.clone(), was.clone());
+            now.remove("allocatable");
+            was.remove("allocatable");
+            errors.immutable(&path, &now, &was);
         }
     }
     errors
@@ -303,7 +353,7 @@ fn validate_attachment(attachment: &Value) -> Errors {
 }
 
 fn validate_attachment_update(new: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
+    let mut errors = validate_attachment(new);
     if !equality::same_at(new, old, "spec") {
         errors.invalid(&Path::new("spec"), new.at("spec").clone(), "field is immutable");
     }
@@ -354,5 +404,6 @@ fn validate_attributes_class_update(new: &Value, old: &Value) -> Errors {
     if !equality::same_at(new, old, "parameters") {
         errors.forbidden(&Path::new("parameters"), "updates to parameters are forbidden.");
     }
+    errors.extend(validate_attributes_class(new));
     errors
 }

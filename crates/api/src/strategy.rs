@@ -144,6 +144,8 @@ pub struct Rules {
     pub prepare_for_subresource: Option<fn(&str, &mut Value, &Value)>,
     /// Beyond metadata.
     pub validate: fn(&Value) -> Errors,
+    /// Whether an update is looked at as a creation, too, as far as metadata goes.
+    pub revalidates: bool,
     pub validate_update: fn(&Value, &Value) -> Errors,
     pub validate_status_update: fn(&Value, &Value) -> Errors,
     pub validate_subresource: Option<fn(&str, &Value, &Value) -> Errors>,
@@ -178,6 +180,7 @@ pub const DEFAULT: Rules = Rules {
     prepare_for_status_update: |_, _| {},
     prepare_for_subresource: None,
     validate: |_| vec![],
+    revalidates: false,
     validate_update: |_, _| vec![],
     validate_status_update: |_, _| vec![],
     validate_subresource: None,
@@ -331,12 +334,16 @@ impl Strategy for Rules {
     fn validate_update(&self, new: &Value, old: &Value) -> Errors {
         let mut errors = crate::meta::validate_update(new.at("metadata"), old.at("metadata"));
         self.finalizers(&mut errors, new);
+        if self.revalidates {
+            crate::meta::revalidate(&mut errors, new.at("metadata"), old.at("metadata"), self.name);
+        }
         errors.extend((self.validate_update)(new, old));
         errors
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value) -> Errors {
         let mut errors = crate::meta::validate_update(new.at("metadata"), old.at("metadata"));
+        self.finalizers(&mut errors, new);
         errors.extend((self.validate_status_update)(new, old));
         errors
     }

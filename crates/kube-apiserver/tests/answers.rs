@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::timeout;
 
-const GROUPS: [(&str, &str); 16] = [
+const GROUPS: [(&str, &str); 17] = [
     ("setup", include_str!("answers/setup.jsonl")),
     ("fields", include_str!("answers/fields.jsonl")),
     ("defaults", include_str!("answers/defaults.jsonl")),
@@ -34,6 +34,7 @@ const GROUPS: [(&str, &str); 16] = [
     ("small", include_str!("answers/small.jsonl")),
     ("extensions", include_str!("answers/extensions.jsonl")),
     ("admission", include_str!("answers/admission.jsonl")),
+    ("updates", include_str!("answers/updates.jsonl")),
 ];
 
 /// After which an answer is held to have no end.

@@ -12,6 +12,8 @@ use crate::value::Read;
 const SPEC: Path<'static> = Path::new("spec");
 const STATUS: Path<'static> = Path::new("status");
 
+const WARNING_MAX_BYTES: usize = 256;
+
 pub fn definition(definition: &Value) -> Errors {
     definition_over(definition, &Value::Null)
 }
@@ -23,7 +25,7 @@ fn definition_over(definition: &Value, old: &Value) -> Errors {
     let (name, group, plural) =
         (definition.text("metadata.name"), spec.text("group"), spec.text("names.plural"));
     let required = format!("{plural}.{group}");
-    if name != required {
+    if name != required && old.is_null() {
         let metadata = Path::new("metadata");
         errors.invalid(&metadata.child("name"), name, "must be spec.names.plural+\".\"+spec.group");
     }
@@ -71,12 +73,16 @@ fn spec_errors(errors: &mut Errors, spec: &Value, old: &Value) {
         if !messages.is_empty() {
             errors.invalid(&path.child("name"), name, messages.join(","));
         }
-        if !version.flag("deprecated") && version.has("deprecationWarning") {
-            errors.invalid(
-                &path.child("deprecationWarning"),
-                version.text("deprecationWarning"),
-                "can only be set for deprecated versions",
-            );
+        if version.has("deprecationWarning") {
+            let warning = version.text("deprecationWarning");
+            let why = [
+                (!version.flag("deprecated"), "can only be set for deprecated versions"),
+                (warning.len() > WARNING_MAX_BYTES, "must be <= 256 characters long"),
+                (warning.is_empty(), "must not be an empty string"),
+            ];
+            for (_, why) in why.into_iter().filter(|(wrong, _)| *wrong) {
+                errors.invalid(&path.child("deprecationWarning"), warning, why);
+            }
         }
         if version.at("schema.openAPIV3Schema").is_null() {
             errors.required(&path.child("schema").child("openAPIV3Schema"), "");
@@ -229,7 +235,17 @@ fn conversion(errors: &mut Errors, conversion: &Value) {
         let path = path.child("conversionReviewVersions");
         if versions.is_empty() {
             errors.required(&path, "");
-        } else if !versions.iter().any(|v| v == "v1" || v == "v1beta1") {
+            return;
+        }
+        for (i, version) in versions.iter().enumerate() {
+            let text = version.as_str().unwrap_or_default();
+            if versions[..i].contains(version) {
+                errors.invalid(&path.index(i), text, "duplicate version");
+            } else {
+                errors.invalid_each(&path.index(i), text, check::dns1035_label(text));
+            }
+        }
+        if !versions.iter().any(|v| v == "v1" || v == "v1beta1") {
             errors.invalid(&path, versions.to_vec(), "must include at least one of v1, v1beta1");
         }
     } else {
@@ -270,8 +286,7 @@ fn columns(errors: &mut Errors, columns: &[Value], path: &Path<'_>) {
         match column.text("jsonPath") {
             "" => errors.required(&path.child("JSONPath"), ""),
             given if !given.starts_with('.') => {
-                let why = "must be a simple json path starting with .";
-                errors.invalid(&path.child("JSONPath"), given, why);
+                errors.invalid(&path.child("JSONPath"), given, SIMPLE_PATH);
             }
             _ => {}
         }
@@ -324,6 +339,8 @@ fn selectable_fields(errors: &mut Errors, version: &Value, list: &Path<'_>, old:
     }
 }
 
+const SIMPLE_PATH: &str = "must be a simple json path starting with .";
+
 fn subresources(errors: &mut Errors, subresources: &Value, path: &Path<'_>) {
     let scale = subresources.at("scale");
     if scale.is_null() {
@@ -334,6 +351,8 @@ fn subresources(errors: &mut Errors, subresources: &Value, path: &Path<'_>) {
         let value = scale.text(name);
         if value.is_empty() {
             errors.required(&path.child(name), "");
+        } else if !value.starts_with('.') {
+            errors.invalid(&path.child(name), value, SIMPLE_PATH);
         } else if !value.starts_with(prefix) {
             errors.invalid(
                 &path.child(name),
@@ -343,7 +362,9 @@ fn subresources(errors: &mut Errors, subresources: &Value, path: &Path<'_>) {
         }
     }
     let value = scale.text("labelSelectorPath");
-    if !value.is_empty() && !value.starts_with(".spec.") && !value.starts_with(".status.") {
+    if !value.is_empty() && !value.starts_with('.') {
+        errors.invalid(&path.child("labelSelectorPath"), value, SIMPLE_PATH);
+    } else if !value.is_empty() && !value.starts_with(".spec.") && !value.starts_with(".status.") {
         errors.invalid(
             &path.child("labelSelectorPath"),
             value,
@@ -451,11 +472,13 @@ pub fn definition_update(new: &Value, old: &Value) -> Errors {
         .iter()
         .any(|c| c.text("type") == "Established" && c.text("status") == "True");
     if established {
-        errors.immutable(&SPEC.child("scope"), spec.at("scope"), was.at("scope"));
-        errors.immutable(&SPEC.child("names").child("kind"), spec.at("names.kind"), was.at("names.kind"));
+        errors.immutable_text(&SPEC.child("scope"), spec.at("scope"), was.at("scope"));
+        let names = SPEC.child("names");
+        errors.immutable_text(&names.child("kind"), spec.at("names.kind"), was.at("names.kind"));
     }
-    errors.immutable(&SPEC.child("group"), spec.at("group"), was.at("group"));
-    errors.immutable(&SPEC.child("names").child("plural"), spec.at("names.plural"), was.at("names.plural"));
+    errors.immutable_text(&SPEC.child("group"), spec.at("group"), was.at("group"));
+    let plural = SPEC.child("names");
+    errors.immutable_text(&plural.child("plural"), spec.at("names.plural"), was.at("names.plural"));
     errors
 }
 

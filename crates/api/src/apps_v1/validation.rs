@@ -385,8 +385,11 @@ pub fn daemon_set(set: &Value) -> Errors {
 }
 
 pub fn daemon_set_update(new: &Value, old: &Value) -> Errors {
-    let mut errors = if new.at("spec") == old.at("spec") { Errors::new() } else { daemon_set(new) };
-    errors.immutable(&SPEC.child("selector"), new.at("spec.selector"), old.at("spec.selector"));
+    let mut errors = Errors::new();
+    if new.at("spec") != old.at("spec") {
+        errors.immutable(&SPEC.child("selector"), new.at("spec.selector"), old.at("spec.selector"));
+        errors.extend(daemon_set(new));
+    }
     errors
 }
 

@@ -11,7 +11,6 @@ use crate::strategy::Errors;
 use crate::value::{Read, Write};
 
 const SPEC: Path<'static> = Path::new("spec");
-const STATUS: Path<'static> = Path::new("status");
 const MAX_PARALLELISM_INDEXED: i64 = 100_000;
 const MAX_FAILED_INDEXES: i64 = 100_000;
 const MANY_COMPLETIONS: i64 = 100_000;
@@ -74,8 +73,10 @@ fn generated_selector(errors: &mut Errors, job: &Value) {
     let metadata = template.child("metadata");
     let path = metadata.child("labels");
     let mut expected = serde_json::Map::new();
-    for (keys, value) in [(super::CONTROLLER_UID, uid), (super::JOB_NAME, name)] {
-        for key in keys {
+    // The names without a domain are the older ones.
+    for age in [1, 0] {
+        for (keys, value) in [(super::CONTROLLER_UID, uid), (super::JOB_NAME, name)] {
+            let key = keys[age];
             match labels.get_or_null(key).as_str() {
                 None => errors.required(&path.key(key), format!("must be '{value}'")),
                 Some(actual) if actual != value => {
@@ -131,7 +132,7 @@ fn job_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     }
     if mode == "Indexed" {
         indexed(errors, spec, path);
-    } else {
+    } else if matches!(mode, "" | "NonIndexed") {
         for name in ["backoffLimitPerIndex", "maxFailedIndexes"] {
             if let Some(value) = spec.maybe_int(name) {
                 errors.invalid(&path.child(name), value, "requires indexed completion mode");
@@ -353,7 +354,7 @@ fn success_policy(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
 }
 
 /// How many indexes a text such as `1,3-5,7` names, in order and below `completions`.
-fn indexes(text: &str, completions: i64) -> Result<i64, String> {
+pub fn indexes(text: &str, completions: i64) -> Result<i64, String> {
     if text.is_empty() {
         return Ok(0);
     }
@@ -398,7 +399,10 @@ pub fn job_update(new: &Value, old: &Value) -> Errors {
     }
     errors.immutable(&SPEC.child("selector"), spec.at("selector"), was.at("selector"));
     // A job that does not run may be fitted to where it will.
-    let suspended = was.flag("suspend") && old.int("status.active") == 0;
+    let halted = |c: &Value| c.text("type") == "Suspended" && c.text("status") == "True";
+    let suspended = was.flag("suspend")
+        && old.int("status.active") == 0
+        && (!old.has("status.startTime") || old.list("status.conditions").iter().any(halted));
     let mut before = was.at("template").clone();
     if suspended {
         let now = spec.at("template");
@@ -420,158 +424,15 @@ pub fn job_update(new: &Value, old: &Value) -> Errors {
             }
         }
     }
-    errors.immutable(&SPEC.child("template"), spec.at("template"), &before);
+    let template = SPEC.child("template");
+    if suspended {
+        let template = template.child("spec");
+        errors.immutable(&template, spec.at("template.spec"), before.at("spec"));
+    } else {
+        errors.immutable(&template, spec.at("template"), &before);
+    }
     for name in ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
         errors.immutable(&SPEC.child(name), spec.at(name), was.at(name));
-    }
-    errors
-}
-
-fn is(job: &Value, condition: &str) -> bool {
-    job.list("status.conditions").iter().any(|c| c.text("type") == condition && c.text("status") == "True")
-}
-
-/// Which indexes are done is told only where there are any: `1,3-5`.
-fn completed_indexes(errors: &mut Errors, job: &Value) {
-    let told = job.text("status.completedIndexes");
-    if told.is_empty() {
-        return;
-    }
-    let path = STATUS.child("completedIndexes");
-    let bad = told.split(',').flat_map(|range| range.splitn(2, '-')).find(|n| n.parse::<u32>().is_err());
-    if let Some(bad) = bad {
-        let why =
-            format!("error parsing completedIndexes: cannot convert string to integer for index: {bad:?}");
-        errors.invalid(&path, told, why);
-    }
-    if job.text("spec.completionMode") != "Indexed" {
-        errors.invalid(&path, told, "cannot set non-empty completedIndexes when non-indexed completion mode");
-    }
-}
-
-/// A pod is counted once, and named.
-fn uncounted(errors: &mut Errors, pods: &Value) {
-    let path = STATUS.child("uncountedTerminatedPods");
-    let mut seen: Vec<&str> = Vec::new();
-    for name in ["succeeded", "failed"] {
-        let list = path.child(name);
-        for (i, uid) in pods.list(name).iter().enumerate() {
-            let uid = uid.as_str().unwrap_or_default();
-            if uid.is_empty() {
-                errors.invalid(&list.index(i), uid, "must not be empty");
-            } else if seen.contains(&uid) {
-                errors.duplicate(&list.index(i), uid);
-            } else {
-                seen.push(uid);
-            }
-        }
-    }
-}
-
-pub fn job_status(new: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    let status = new.at("status");
-    for name in ["active", "succeeded", "failed", "ready", "terminating"] {
-        errors.not_negative(&STATUS.child(name), status.int(name));
-    }
-    completed_indexes(&mut errors, new);
-    uncounted(&mut errors, status.at("uncountedTerminatedPods"));
-    let conditions = STATUS.child("conditions");
-    let refuse = |errors: &mut Errors, said: &str| {
-        errors.report(apimachinery::status::FieldErrorKind::Invalid, &conditions, None, said.to_owned());
-    };
-    if is(new, "Complete") && is(new, "Failed") {
-        refuse(&mut errors, "cannot set Complete=True and Failed=true conditions");
-    }
-    if is(new, "Complete") && is(new, "FailureTarget") {
-        refuse(&mut errors, "cannot set Complete=True and FailureTarget=true conditions");
-    }
-    if is(new, "SuccessCriteriaMet") && is(new, "Failed") {
-        refuse(&mut errors, "cannot set SuccessCriteriaMet=True and Failed=true conditions");
-    }
-    if is(new, "SuccessCriteriaMet") && is(new, "FailureTarget") {
-        refuse(&mut errors, "cannot set SuccessCriteriaMet=True and FailureTarget=true conditions");
-    }
-    if is(new, "Failed") != is(old, "Failed") && is(new, "Failed") && !is(new, "FailureTarget") {
-        refuse(&mut errors, "cannot set Failed=True condition without the FailureTarget=true condition");
-    }
-    let completion = STATUS.child("completionTime");
-    if is(new, "Complete") && !is(old, "Complete") && !status.has("completionTime") {
-        errors.required(&completion, "completionTime is required for Complete jobs");
-    }
-    if is(new, "Complete") != is(old, "Complete") && is(new, "Complete") && !is(new, "SuccessCriteriaMet") {
-        refuse(
-            &mut errors,
-            "cannot set Complete=True condition without the SuccessCriteriaMet=true condition",
-        );
-    }
-    for kind in ["Failed", "Complete", "FailureTarget"] {
-        if is(old, kind) && !is(new, kind) {
-            refuse(&mut errors, &format!("cannot disable the terminal {kind}=True condition"));
-        }
-    }
-    if is(old, "SuccessCriteriaMet") && !is(new, "SuccessCriteriaMet") {
-        refuse(&mut errors, "cannot disable the SuccessCriteriaMet=True condition");
-    }
-    let finished = |job: &Value| is(job, "Complete") || is(job, "Failed");
-    if status.has("completionTime") && !is(new, "Complete") {
-        errors.invalid(
-            &completion,
-            status.at("completionTime").clone(),
-            "cannot set completionTime when there is no Complete=True condition",
-        );
-    }
-    if old.has("status.completionTime") && status.has("completionTime") {
-        errors.immutable(&completion, status.at("completionTime"), old.at("status.completionTime"));
-    }
-    if finished(new) && !finished(old) {
-        if status.int("active") > 0 {
-            errors.invalid(
-                &STATUS.child("active"),
-                status.int("active"),
-                "active>0 is invalid for finished job",
-            );
-        }
-        if status.int("terminating") > 0 {
-            errors.invalid(
-                &STATUS.child("terminating"),
-                status.int("terminating"),
-                "terminating>0 is invalid for finished job",
-            );
-        }
-        let suspended_with_none = new.flag("spec.suspend") && new.maybe_int("spec.completions") == Some(0);
-        if !status.has("startTime") && !suspended_with_none {
-            errors.required(&STATUS.child("startTime"), "startTime is required for finished job");
-        }
-    }
-    if status.int("failed") < old.int("status.failed") {
-        errors.invalid(&STATUS.child("failed"), status.int("failed"), "cannot decrease the failed counter");
-    }
-    let scales = new.text("spec.completionMode") == "Indexed"
-        && new.at("spec.completions") == new.at("spec.parallelism");
-    if !scales && status.int("succeeded") < old.int("status.succeeded") {
-        errors.invalid(
-            &STATUS.child("succeeded"),
-            status.int("succeeded"),
-            "cannot decrease the succeeded counter",
-        );
-    }
-    let resuming = is(old, "Suspended") && !is(new, "Suspended");
-    if old.has("status.startTime")
-        && !equality::same_at(new, old, "status.startTime")
-        && !new.flag("spec.suspend")
-        && !resuming
-    {
-        errors.invalid(
-            &STATUS.child("startTime"),
-            status.at("startTime").clone(),
-            "field is immutable for unsuspended job once set",
-        );
-    }
-    let changed =
-        !equality::same_at(new, old, "status.ready") || !equality::same_at(new, old, "status.active");
-    if changed && status.int("ready") > status.int("active") {
-        errors.invalid(&STATUS.child("ready"), status.int("ready"), "cannot set more ready pods than active");
     }
     errors
 }

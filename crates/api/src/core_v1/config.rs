@@ -186,13 +186,14 @@ pub fn validate_limit_range(range: &Value) -> Errors {
     for (i, limit) in range.list("spec.limits").iter().enumerate() {
         let path = list.index(i);
         let kind = limit.text("type");
-        errors.invalid_each(&path.child("type"), kind, check::qualified_name(kind));
-        if !kind.is_empty()
+        let unqualified = check::qualified_name(kind);
+        if unqualified.is_empty()
             && !kind.contains('/')
             && !matches!(kind, "Pod" | "Container" | "PersistentVolumeClaim")
         {
             errors.invalid(&path.child("type"), kind, "must be a standard limit type or fully qualified");
         }
+        errors.invalid_each(&path.child("type"), kind, unqualified);
         if kinds.contains(&kind) {
             errors.duplicate(&path.child("type"), kind);
         }
@@ -389,6 +390,7 @@ pub fn validate_quota_update(new: &Value, old: &Value) -> Errors {
         let mut scopes: Vec<String> =
             quota.list("spec.scopes").iter().filter_map(|s| s.as_str().map(str::to_owned)).collect();
         scopes.sort();
+        scopes.dedup();
         scopes
     };
     if sorted(new) != sorted(old) {

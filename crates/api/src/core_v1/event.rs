@@ -160,7 +160,12 @@ pub fn validate_new_update(new: &Value, old: &Value) -> Errors {
     ] {
         if !crate::equality::same_at(new, old, name) {
             let path = if name == "reportingComponent" { "reportingController" } else { name };
-            errors.immutable(&Path::new(path), new.at(name), old.at(name));
+            let now = match (name, new.at(name)) {
+                ("count" | "eventTime" | "related" | "series" | "source", now) => now.clone(),
+                (_, Value::Null) => "".into(),
+                (_, now) => now.clone(),
+            };
+            errors.invalid(&Path::new(path), now, check::IMMUTABLE);
         }
     }
     errors

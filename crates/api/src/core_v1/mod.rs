@@ -33,6 +33,7 @@ fn replicas(object: &Value) -> Vec<(&'static str, String)> {
 pub static RULES: &[Rules] = &[
     Rules {
         resource: "pods",
+        revalidates: true,
         defaults: pod::defaults::pod,
         validate: pod::validation::create,
         validate_update: pod::update::update,
@@ -41,6 +42,7 @@ pub static RULES: &[Rules] = &[
         warnings: pod::warnings::of_pod,
         generation: &["spec"],
         prepare_for_create: pod::prepare_for_create,
+        prepare_for_update: |new, _| new.find_mut("spec").into_iter().for_each(pod::drop_disabled),
         prepare_for_status_update: pod::prepare_for_status_update,
         prepare_for_subresource: Some(pod::prepare_for_subresource),
         graceful_deletion: pod::graceful_deletion,
@@ -74,15 +76,8 @@ pub static RULES: &[Rules] = &[
                 pod::defaults::template(template);
             }
         },
-        validate: |object| {
-            let mut errors = vec![];
-            pod::validation::template(
-                &mut errors,
-                object.at("template"),
-                &crate::path::Path::new("template"),
-            );
-            errors
-        },
+        validate: pod::validation::pod_template,
+        validate_update: |new, _| pod::validation::pod_template(new),
         ..DEFAULT
     },
     Rules {
@@ -131,6 +126,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "endpoints",
+        revalidates: true,
         warnings: advice::of_endpoints,
         create_on_update: true,
         defaults: service::endpoints_defaults,
@@ -140,6 +136,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "nodes",
+        revalidates: true,
         warnings: advice::of_node,
         defaults: node::defaults,
         validate: node::validate,
@@ -155,6 +152,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "namespaces",
+        revalidates: true,
         defaults: namespace::defaults,
         validate: namespace::validate,
         validate_update: |new, _| namespace::validate(new),
@@ -191,6 +189,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "secrets",
+        revalidates: true,
         warnings: advice::of_secret,
         defaults: config::secret_defaults,
         validate: config::validate_secret,
@@ -204,12 +203,14 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "configmaps",
+        revalidates: true,
         validate: config::validate_config_map,
         validate_update: config::validate_config_map_update,
         ..DEFAULT
     },
     Rules {
         resource: "serviceaccounts",
+        revalidates: true,
         warnings: advice::of_service_account,
         prepare_for_create: config::bare_references,
         prepare_for_update: |new, _| config::bare_references(new),
@@ -217,6 +218,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "limitranges",
+        revalidates: true,
         create_on_update: true,
         defaults: config::limit_range_defaults,
         validate: config::validate_limit_range,
@@ -234,6 +236,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "persistentvolumes",
+        revalidates: true,
         warnings: advice::of_volume,
         defaults: persistent_volume::defaults,
         validate: persistent_volume::validate_volume,
@@ -244,6 +247,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "persistentvolumeclaims",
+        revalidates: true,
         warnings: advice::of_claim,
         defaults: persistent_volume::claim_defaults,
         validate: persistent_volume::validate_claim,
@@ -254,7 +258,12 @@ pub static RULES: &[Rules] = &[
             persistent_volume::prepare_claim(claim);
             claim.put("status.phase", "Pending");
         },
-        prepare_for_update: |new, _| persistent_volume::prepare_claim(new),
+        prepare_for_update: |new, old| {
+            if !old.has("spec.dataSource") && !old.has("spec.dataSourceRef") {
+                persistent_volume::drop_other_sources(new);
+            }
+            persistent_volume::prepare_claim(new);
+        },
         ..WITH_STATUS
     },
     Rules { resource: "bindings", ..DEFAULT },

@@ -31,6 +31,7 @@ pub fn defaults(node: &mut Value) {
     match node.list("spec.podCIDRs").first().and_then(Value::as_str).map(str::to_owned) {
         None if !one.is_empty() => node.put("spec.podCIDRs", vec![one]),
         Some(first) if one.is_empty() => node.put("spec.podCIDR", first),
+        Some(first) if first != one => node.put("spec.podCIDRs", vec![one]),
         _ => {}
     }
     if let Some(ready) = node.find_mut("status.daemonEndpoints.kubeletEndpoint") {
@@ -85,6 +86,39 @@ fn taints(errors: &mut Errors, node: &Value) {
     }
 }
 
+/// Features a node says it has: sorted, and spelled like `MyFeature/mySubFeature`.
+fn declared_features(errors: &mut Errors, node: &Value) {
+    let status = Path::new("status");
+    let list = status.child("declaredFeatures");
+    let names: Vec<&str> = node.list("status.declaredFeatures").iter().filter_map(Value::as_str).collect();
+    let spelled = |name: &str| {
+        name.split('/').enumerate().all(|(i, part)| {
+            let letter = |c: char| if i == 0 { c.is_ascii_uppercase() } else { c.is_ascii_alphabetic() };
+            part.starts_with(letter) && part.bytes().all(|b| b.is_ascii_alphanumeric())
+        })
+    };
+    for (i, name) in names.iter().enumerate() {
+        if name.len() > 253 {
+            let why = format!("invalid feature name {name:?}: must be no more than 253 characters");
+            errors.invalid(&list.index(i), *name, why);
+        } else if !spelled(name) {
+            let why = format!(
+                "invalid feature name {name:?}: must start with an UpperCamelCase segment, with subsequent segments \
+                 separated by '/' (e.g., MyFeature or MyFeature/mySubFeature), and contain only alphanumeric \
+                 characters and slashes"
+            );
+            errors.invalid(&list.index(i), *name, why);
+        }
+        match names.get(i + 1) {
+            Some(next) if next == name => errors.duplicate(&list.index(i + 1), *next),
+            Some(next) if next < name => {
+                errors.invalid(&list.index(i + 1), *next, "list must be sorted alphabetically");
+            }
+            _ => {}
+        }
+    }
+}
+
 fn amounts(errors: &mut Errors, node: &Value) {
     let status = Path::new("status");
     for member in ["capacity", "allocatable"] {
@@ -100,6 +134,7 @@ fn amounts(errors: &mut Errors, node: &Value) {
 fn changes(new: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     amounts(&mut errors, new);
+    declared_features(&mut errors, new);
     let status = Path::new("status");
     let addresses = new.list("status.addresses");
     for (i, address) in addresses.iter().enumerate() {
@@ -121,6 +156,9 @@ fn changes(new: &Value, old: &Value) -> Errors {
             &spec.child("providerID"),
             "node updates may not change providerID except from \"\" to valid",
         );
+    }
+    if new.text("spec.externalID") != old.text("spec.externalID") {
+        errors.forbidden(&spec.child("externalID"), "may not be updated");
     }
     errors
 }

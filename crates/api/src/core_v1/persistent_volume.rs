@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::check::{self, Report};
 use crate::core_v1::pod::{scheduling, volume};
+use crate::core_v1::resources;
 use crate::equality;
 use crate::meta;
 use crate::path::Path;
@@ -124,9 +125,6 @@ pub fn claim_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
         errors.one_of(&path.child("volumeMode"), spec.text("volumeMode"), &["Block", "Filesystem"]);
     }
     let (source, reference) = (spec.get_or_null("dataSource"), spec.get_or_null("dataSourceRef"));
-    if !source.is_null() && !reference.is_null() && source != reference {
-        errors.invalid(path, spec.clone(), "must match dataSourceRef");
-    }
     for name in ["dataSource", "dataSourceRef"] {
         let source = spec.get_or_null(name);
         if source.is_null() {
@@ -145,6 +143,9 @@ pub fn claim_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
                 "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
             );
         }
+    }
+    if !source.is_null() && !reference.is_null() && source != reference {
+        errors.invalid(path, spec.clone(), "must match dataSourceRef");
     }
     class_name(errors, spec, "volumeAttributesClassName", path);
 }
@@ -177,12 +178,9 @@ pub fn validate_claim_update(new: &Value, old: &Value) -> Errors {
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
         );
     }
-    let size = |v: &Value, path: &str| quantity(v.at(path));
-    if let (Some(now), Some(was)) =
-        (size(new, "spec.resources.requests.storage"), size(old, "spec.resources.requests.storage"))
-        && now < was
-        && size(old, "status.capacity.storage").is_some_and(|have| now <= have)
-    {
+    let size = |v: &Value, path: &str| quantity(v.at(path)).unwrap_or_default();
+    let now = size(new, "spec.resources.requests.storage");
+    if now < size(old, "spec.resources.requests.storage") && now <= size(old, "status.capacity.storage") {
         let resources = spec_path.child("resources");
         errors.forbidden(
             &resources.child("requests").child("storage"),
@@ -216,8 +214,46 @@ pub fn validate_claim_status(new: &Value, _: &Value) -> Errors {
             errors.invalid(&path.key(resource), q.to_string(), "must be a valid resource quantity");
         }
     }
+    let stored = |errors: &mut Errors, resource: &str, path: &Path<'_>| {
+        let wrong = check::qualified_name(resource);
+        let native = resources::is_native(resource) && resource != "storage";
+        let known = wrong.is_empty() && !native;
+        if wrong.is_empty() && native {
+            errors.not_supported(path, resource, &["storage"]);
+        }
+        errors.invalid_each(path, resource, wrong);
+        known
+    };
+    let path = status.child("allocatedResourceStatuses");
+    for (resource, state) in new.entries("status.allocatedResourceStatuses") {
+        stored(&mut errors, resource, &path);
+        if !state.as_str().is_some_and(|state| RESIZES.contains(&state)) {
+            errors.not_supported(&path, resource.as_str(), &RESIZES);
+        }
+    }
+    let path = status.child("allocatedResources");
+    for (resource, value) in new.entries("status.allocatedResources") {
+        if stored(&mut errors, resource, &path) {
+            match quantity(value).filter(|q| q.sign() < 0) {
+                Some(q) => {
+                    let why = "must be a valid resource quantity";
+                    errors.invalid(&path.key(resource), q.to_string(), why);
+                }
+                None => resources::amount(&mut errors, "storage", value, &path.key(resource)),
+            }
+        }
+    }
     errors
 }
+
+/// How far a claim's growth has come.
+const RESIZES: [&str; 5] = [
+    "ControllerResizeInProgress",
+    "ControllerResizeInfeasible",
+    "NodeResizeInProgress",
+    "NodeResizeInfeasible",
+    "NodeResizePending",
+];
 
 /// Where the bytes of a persistent volume are.
 const SOURCES: [&str; 22] = [
@@ -324,7 +360,7 @@ pub fn volume_spec(errors: &mut Errors, spec: &Value, name: &str, inline: bool, 
             errors.one_of(&path.child("volumeMode"), spec.text("volumeMode"), &["Block", "Filesystem"]);
         }
     }
-    if spec.has("volumeAttributesClassName") {
+    if spec.has("volumeAttributesClassName") && !inline {
         if spec.text("volumeAttributesClassName").is_empty() {
             errors.required(&path.child("volumeAttributesClassName"), "an empty string is disallowed");
         } else {
@@ -413,11 +449,11 @@ pub fn validate_volume_update(new: &Value, old: &Value) -> Errors {
         );
     }
     errors.immutable(&Path::new("volumeMode"), new.at("spec.volumeMode"), old.at("spec.volumeMode"));
-    if old.has("spec.nodeAffinity") {
-        errors.immutable(
+    if old.has("spec.nodeAffinity") && !equality::same_at(new, old, "spec.nodeAffinity") {
+        errors.invalid(
             &Path::new("nodeAffinity"),
-            new.at("spec.nodeAffinity"),
-            old.at("spec.nodeAffinity"),
+            new.at("spec.nodeAffinity").clone(),
+            "field is immutable, except for updating from beta label to GA",
         );
     }
     if old.has("spec.volumeAttributesClassName") && !new.has("spec.volumeAttributesClassName") {

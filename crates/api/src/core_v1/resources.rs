@@ -152,7 +152,6 @@ pub fn requirements(
         let path = request_path.key(resource);
         check_name(errors, resource, &path);
         amount(errors, resource, value, &path);
-        whole_pages(errors, resource, value, &path);
         huge |= is_huge_page(resource);
         compute |= matches!(resource.as_str(), "cpu" | "memory");
         let Some(request) = quantity(value) else { continue };
@@ -172,6 +171,7 @@ pub fn requirements(
             }
             _ => {}
         }
+        whole_pages(errors, resource, value, &path);
     }
     if huge && !compute {
         errors.forbidden(path, "HugePages require cpu or memory");

@@ -54,14 +54,10 @@ pub fn defaults(service: &mut Value) {
 pub fn prepare_for_update(new: &mut Value, old: &Value) {
     let (was, is) = (old.text("spec.type").to_owned(), new.text("spec.type").to_owned());
     let needs_cluster_ip = |kind: &str| kind != "ExternalName";
-    let needs_node_ports = |kind: &str, service: &Value| {
-        kind == "NodePort"
-            || (kind == "LoadBalancer"
-                && service.at("spec.allocateLoadBalancerNodePorts").as_bool().unwrap_or(true))
-    };
+    let needs_node_ports = |kind: &str| matches!(kind, "NodePort" | "LoadBalancer");
     // A client that leaves the addresses out means the ones it has.
     if needs_cluster_ip(&was) && needs_cluster_ip(&is) {
-        if new.text("spec.clusterIP").is_empty() && new.list("spec.clusterIPs").is_empty() {
+        if new.text("spec.clusterIP").is_empty() {
             new.copy_from(old, "spec.clusterIP");
         }
         if new.list("spec.clusterIPs").is_empty() && !old.list("spec.clusterIPs").is_empty() {
@@ -77,7 +73,7 @@ pub fn prepare_for_update(new: &mut Value, old: &Value) {
             new.copy_from(old, "spec.ipFamilies");
         }
     }
-    if needs_node_ports(&was, old) && needs_node_ports(&is, new) {
+    if needs_node_ports(&was) && needs_node_ports(&is) {
         keep_node_ports(new, old);
     }
     let health = |service: &Value| {
@@ -94,7 +90,7 @@ pub fn prepare_for_update(new: &mut Value, old: &Value) {
         new.remove("spec.ipFamilies");
         new.remove("spec.ipFamilyPolicy");
     }
-    if needs_node_ports(&was, old) && !needs_node_ports(&is, new) && same_node_ports(new, old) {
+    if needs_node_ports(&was) && !needs_node_ports(&is) && same_node_ports(new, old) {
         for port in new.list_mut("spec.ports") {
             port.remove("nodePort");
         }
@@ -439,10 +435,10 @@ fn traffic(errors: &mut Errors, service: &Value) {
         container::port_number(errors, health, &path);
     }
     let path = SPEC.child("internalTrafficPolicy");
-    match spec.text("internalTrafficPolicy") {
-        "" if spec.text("type") != "ExternalName" => errors.required(&path, ""),
-        "" => {}
-        policy => errors.one_of(&path, policy, &["Cluster", "Local"]),
+    if spec.has("internalTrafficPolicy") {
+        errors.one_of(&path, spec.text("internalTrafficPolicy"), &["Cluster", "Local"]);
+    } else if spec.text("type") != "ExternalName" {
+        errors.required(&path, "");
     }
     if spec.has("trafficDistribution") {
         errors.one_of(
@@ -454,7 +450,12 @@ fn traffic(errors: &mut Errors, service: &Value) {
 }
 
 pub fn validate_update(new: &Value, old: &Value) -> Errors {
-    let mut errors = validate(new);
+    let mut errors = Errors::new();
+    // Upstream asks this before it allocates, and goes no further.
+    addresses(&mut errors, new);
+    if !errors.is_empty() {
+        return errors;
+    }
     let external = |s: &Value| s.text("spec.type") == "ExternalName";
     let both_headless = headless(new) && headless(old);
     if !external(new) && !external(old) && !both_headless {
@@ -503,6 +504,7 @@ pub fn validate_update(new: &Value, old: &Value) -> Errors {
     {
         errors.forbidden(&SPEC.child("healthCheckNodePort"), "field is immutable");
     }
+    errors.extend(validate(new));
     errors
 }
 
@@ -518,10 +520,18 @@ pub fn validate_status(new: &Value, _: &Value) -> Errors {
     }
     for (i, one) in ingress.iter().enumerate() {
         let path = list.index(i);
-        if !one.text("ip").is_empty() {
-            pod::validation::ip(&mut errors, one.text("ip"), &path.child("ip"));
-        } else if one.has("ipMode") {
-            errors.forbidden(&path.child("ipMode"), "may not be specified when `ip` is not set");
+        let (mode, at) = (one.text("ipMode"), path.child("ipMode"));
+        match (!one.text("ip").is_empty(), one.has("ipMode")) {
+            (true, has_mode) => {
+                pod::validation::ip(&mut errors, one.text("ip"), &path.child("ip"));
+                if has_mode {
+                    errors.one_of(&at, mode, &["Proxy", "VIP"]);
+                } else {
+                    errors.required(&at, "must be specified when `ip` is set");
+                }
+            }
+            (false, true) => errors.forbidden(&at, "may not be specified when `ip` is not set"),
+            (false, false) => {}
         }
         let name = one.text("hostname");
         if !name.is_empty() {
@@ -583,8 +593,8 @@ pub fn validate_endpoints(endpoints: &Value) -> Errors {
                 if !host.is_empty() {
                     errors.invalid_each(&path.child("hostname"), host, check::dns1123_label(host));
                 }
-                let node = address.text("nodeName");
-                if !node.is_empty() {
+                if address.has("nodeName") {
+                    let node = address.text("nodeName");
                     errors.invalid_each(&path.child("nodeName"), node, check::dns1123_subdomain(node));
                 }
             }

@@ -155,8 +155,8 @@ fn backend(errors: &mut Errors, backend: &Value, path: &Path<'_>) {
 }
 
 fn typed_reference(errors: &mut Errors, reference: &Value, path: &Path<'_>) {
-    let group = reference.text("apiGroup");
-    if !group.is_empty() {
+    if reference.has("apiGroup") {
+        let group = reference.text("apiGroup");
         errors.invalid_each(&path.child("apiGroup"), group, check::dns1123_subdomain(group));
     }
     for name in ["kind", "name"] {
@@ -212,7 +212,7 @@ pub fn ingress_class(class: &Value) -> Errors {
         typed_reference(&mut errors, parameters, &path);
         let namespace = parameters.text("namespace");
         match parameters.text("scope") {
-            "Namespace" if namespace.is_empty() => {
+            "Namespace" if !parameters.has("namespace") => {
                 errors.required(&path.child("namespace"), "`parameters.scope` is set to 'Namespace'");
             }
             "Namespace" => {
@@ -222,7 +222,7 @@ pub fn ingress_class(class: &Value) -> Errors {
                 errors.forbidden(&path.child("namespace"), "`parameters.scope` is set to 'Cluster'");
             }
             "Cluster" => {}
-            "" => errors.required(&path.child("scope"), ""),
+            "" if !parameters.has("scope") => errors.required(&path.child("scope"), ""),
             other => errors.not_supported(&path.child("scope"), other, &["Cluster", "Namespace"]),
         }
     }
@@ -230,8 +230,9 @@ pub fn ingress_class(class: &Value) -> Errors {
 }
 
 pub fn ingress_class_update(new: &Value, old: &Value) -> Errors {
-    let mut errors = ingress_class(new);
-    errors.immutable(&SPEC.child("controller"), new.at("spec.controller"), old.at("spec.controller"));
+    let mut errors = Errors::new();
+    errors.immutable_text(&SPEC.child("controller"), new.at("spec.controller"), old.at("spec.controller"));
+    errors.extend(ingress_class(new));
     errors
 }
 
@@ -382,12 +383,18 @@ pub fn service_cidr(cidr: &Value) -> Errors {
 pub fn service_cidr_update(new: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     let (now, was) = (new.list("spec.cidrs"), old.list("spec.cidrs"));
+    let path = SPEC.child("cidrs");
     // A second family may be added to the first.
-    let upgraded = was.len() == 1 && now.len() == 2 && now[0] == was[0];
+    let upgraded = was.len() == 1 && now.len() == 2;
+    if upgraded || now.len() == was.len() {
+        for (i, (now, was)) in now.iter().zip(was).enumerate() {
+            errors.immutable_text(&path.index(i), now, was);
+        }
+    } else {
+        errors.invalid(&path, new.at("spec.cidrs").clone(), check::IMMUTABLE);
+    }
     if upgraded {
         errors.extend(service_cidr(new));
-    } else if now != was {
-        errors.invalid(&SPEC.child("cidrs"), now.to_vec(), check::IMMUTABLE);
     }
     errors
 }
@@ -415,19 +422,19 @@ pub fn ip_address(address: &Value) -> Errors {
     if !group.is_empty() {
         errors.invalid_each(&path.child("group"), group, check::dns1123_subdomain(group));
     }
-    for name in ["resource", "name"] {
+    for name in ["resource", "name", "namespace"] {
         let value = parent.text(name);
-        if value.is_empty() {
-            errors.required(&path.child(name), "");
-        } else {
+        if !value.is_empty() {
             errors.invalid_each(&path.child(name), value, check::path_segment(value));
+        } else if name != "namespace" {
+            errors.required(&path.child(name), "");
         }
     }
     errors
 }
 
 pub fn ip_address_update(new: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
+    let mut errors = ip_address(new);
     errors.immutable(&SPEC.child("parentRef"), new.at("spec.parentRef"), old.at("spec.parentRef"));
     errors
 }

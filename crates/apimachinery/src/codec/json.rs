@@ -7,7 +7,7 @@ use serde_json::{Map, Number, Value};
 
 use super::{DecodeError, Decoded, normalize_micro_time, normalize_time};
 use crate::quantity;
-use crate::schema::{Kind, Schema};
+use crate::schema::{Field, Kind, Schema};
 
 /// Deeper nesting is refused; stored objects are read by readers that go to 128.
 const MAX_DEPTH: usize = 120;
@@ -19,6 +19,7 @@ type Result<T> = std::result::Result<T, DecodeError>;
 pub(super) fn decode(bytes: &[u8], schema: &Schema, complain: bool, canonical: bool) -> Result<Decoded> {
     let text = text_of(bytes);
     let mut reader = Reader::new(&text, complain, canonical);
+    reader.root = Some(schema);
     reader.blanks();
     let value = match reader.peek() {
         Some(b'{') => reader.value(schema)?.unwrap_or_default(),
@@ -71,6 +72,37 @@ pub(crate) fn kind_of(value: &Value) -> &'static str {
     }
 }
 
+/// The structs through which Go reaches a field that it inlines, outermost first.
+fn inlined(outer: &str, field: &Field) -> &'static [&'static str] {
+    if matches!(&*field.name, "apiVersion" | "kind") && field.numbers[0] == 0 {
+        return &["TypeMeta"];
+    }
+    if field.numbers[1] == 0 {
+        return &[];
+    }
+    match outer.rsplit('.').next().unwrap_or_default() {
+        "ConfigMapEnvSource"
+        | "ConfigMapKeySelector"
+        | "ConfigMapProjection"
+        | "ConfigMapVolumeSource"
+        | "SecretEnvSource"
+        | "SecretKeySelector"
+        | "SecretProjection" => &["LocalObjectReference"],
+        "DeviceAllocationConfiguration" | "DeviceClaimConfiguration" | "DeviceClassConfiguration" => {
+            &["DeviceConfiguration"]
+        }
+        "EphemeralContainer" => &["EphemeralContainerCommon"],
+        "IngressRule" => &["IngressRuleValue"],
+        "NamedRuleWithOperations" if field.numbers[2] == 0 => &["RuleWithOperations"],
+        "NamedRuleWithOperations" => &["RuleWithOperations", "Rule"],
+        "PersistentVolumeSpec" => &["PersistentVolumeSource"],
+        "Probe" => &["ProbeHandler"],
+        "RuleWithOperations" => &["Rule"],
+        "Volume" => &["VolumeSource"],
+        _ => &[],
+    }
+}
+
 enum Segment<'a> {
     Field(Cow<'a, str>),
     /// Of a map.
@@ -86,6 +118,8 @@ pub(super) struct Reader<'a> {
     path: Vec<Segment<'a>>,
     /// The innermost struct, for messages.
     inside: &'a str,
+    /// The schema of the whole document, for messages.
+    root: Option<&'a Schema>,
     complain: bool,
     canonical: bool,
     complaints: Vec<String>,
@@ -100,6 +134,7 @@ impl<'a> Reader<'a> {
             depth: 0,
             path: Vec::with_capacity(12),
             inside: "",
+            root: None,
             complain,
             canonical,
             complaints: vec![],
@@ -256,6 +291,10 @@ impl<'a> Reader<'a> {
                 let text = &self.text[start..self.at];
                 let why = quantity::canonical(text).err().unwrap_or(quantity::ParseError::Format);
                 return Err(DecodeError::new(why.to_string()));
+            }
+            if matches!(schema.kind, Kind::Time | Kind::MicroTime | Kind::Duration) {
+                // Go reads these as texts first.
+                return Err(self.mismatch_of(kind_of(&found), "string"));
             }
             return Err(self.mismatch(kind_of(&found), schema));
         }
@@ -417,6 +456,8 @@ impl<'a> Reader<'a> {
                 self.path.push(Segment::Key(key));
                 let value = match self.value(values)? {
                     Some(value) => value,
+                    // Stored, bytes that are null are empty.
+                    None if matches!(values.kind, Kind::Bytes) => Value::String(String::new()),
                     None => values.zero(),
                 };
                 let key = match self.path.pop() {
@@ -733,15 +774,7 @@ impl<'a> Reader<'a> {
     }
 
     fn mismatch_of(&self, found: &str, go: &str) -> DecodeError {
-        let fields: Vec<&str> = self
-            .path
-            .iter()
-            .filter_map(|s| match s {
-                Segment::Field(name) => Some(&**name),
-                // Go names the fields on the way, not the keys of maps.
-                Segment::Key(_) | Segment::Index(_) => None,
-            })
-            .collect();
+        let fields = self.fields();
         DecodeError::new(if fields.is_empty() {
             format!("json: cannot unmarshal {found} into Go value of type {go}")
         } else {
@@ -751,6 +784,30 @@ impl<'a> Reader<'a> {
                 fields.join(".")
             )
         })
+    }
+
+    /// The fields on the way as Go names them: without the keys of maps, with the structs that others inline.
+    fn fields(&self) -> Vec<&str> {
+        let mut schema = self.root;
+        let mut fields = vec![];
+        for segment in &self.path {
+            schema = match (segment, schema.map(|s| (s, &s.kind))) {
+                (Segment::Field(name), Some((outer, _))) => {
+                    let field = outer.field(name);
+                    fields.extend(field.into_iter().flat_map(|f| inlined(outer.go, f)));
+                    fields.push(&**name);
+                    field.map(|f| &*f.schema)
+                }
+                (Segment::Field(name), None) => {
+                    fields.push(&**name);
+                    None
+                }
+                (Segment::Key(_), Some((_, Kind::Map(inner))))
+                | (Segment::Index(_), Some((_, Kind::List(inner, _)))) => Some(&**inner),
+                _ => None,
+            };
+        }
+        fields
     }
 
     fn complain(&mut self, what: &str, last: Cow<'_, str>) {

@@ -303,6 +303,7 @@ fn give_changes(
         set::subtract_trees(part, &reset);
     }
     if changes.is_same() {
+        managers.retain(|e| !e.fields.is_empty());
         return;
     }
     let mut own = changes.take_changed();

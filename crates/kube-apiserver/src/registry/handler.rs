@@ -455,16 +455,23 @@ pub async fn read_one(
     found.ok_or_else(|| Status::not_found(&entry.resource, &entry.group, &info.name))
 }
 
+/// Checks the namespace in an object, if there is one, against that of the path.
+pub fn check_namespace(info: &RequestInfo, object: &Value) -> Result<(), Status> {
+    let namespace = meta::text(object, "namespace");
+    if namespace.is_empty() || namespace == info.namespace {
+        return Ok(());
+    }
+    Err(Status::bad_request(
+        "the namespace of the provided object does not match the namespace sent on the request",
+    ))
+}
+
 /// Checks the namespace and name in an object against those of the path.
 fn check_identity(entry: &Entry, info: &RequestInfo, object: &mut Value) -> Result<(), Status> {
     if entry.namespaced {
-        let namespace = meta::text(object, "namespace");
-        if namespace.is_empty() {
+        check_namespace(info, object)?;
+        if meta::text(object, "namespace").is_empty() {
             meta::set(object, "namespace", info.namespace.as_str());
-        } else if namespace != info.namespace {
-            return Err(Status::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
         }
     } else if !meta::text(object, "namespace").is_empty() {
         meta::clear(object, "namespace");

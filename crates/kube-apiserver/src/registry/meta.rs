@@ -26,6 +26,13 @@ pub fn clear(object: &mut Value, field: &str) -> Option<Value> {
     metadata(object).remove(field)
 }
 
+/// Takes out what nobody says of an object that is yet to be made.
+pub fn wipe_system_fields(metadata: &mut Map<String, Value>) {
+    for name in ["selfLink", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+        metadata.remove(name);
+    }
+}
+
 /// The resource version an object carries, where it is a positive number.
 pub fn resource_version(object: &Value) -> Option<u64> {
     text(object, "resourceVersion").parse().ok().filter(|v| *v > 0)

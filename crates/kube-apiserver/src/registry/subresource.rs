@@ -104,7 +104,15 @@ pub async fn serve_unstored(
         }
         (_, _, "create") => {
             let accept = call.accept(false)?;
-            let object = call.decode(Shape::of(entry)).await?;
+            let mut object = call.decode(Shape::of(entry)).await?;
+            if entry.namespaced {
+                handler::check_namespace(&call.info, &object)?;
+            } else {
+                meta::clear(&mut object, "namespace");
+            }
+            if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+                meta::wipe_system_fields(metadata);
+            }
             let policy = registry.policy()?;
             let mut owned = object.clone();
             let user = call.user.clone();
@@ -132,15 +140,22 @@ fn scale_of(entry: &Entry) -> Result<Scale, Status> {
 
 const SCALE_KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
 
-fn check_replicas(scale: &Value, name: &str) -> Result<(), Status> {
+/// What is wrong with a scale as a whole.
+fn check_scale(scale: &Value, name: &str) -> Result<(), Status> {
+    let metadata = &scale["metadata"];
+    let mut errors = api::meta::validate(metadata, true, api::meta::subdomain_name);
+    let finalizers = metadata["finalizers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    api::meta::known_finalizers(&mut errors, finalizers);
+    errors.extend(negative_replicas(scale));
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("Scale", "autoscaling", name, errors)) }
+}
+
+fn negative_replicas(scale: &Value) -> Option<apimachinery::status::FieldError> {
     let replicas = &scale["spec"]["replicas"];
-    if replicas.as_i64().is_none_or(|n| n >= 0) {
-        return Ok(());
-    }
     let path = apimachinery::field_path::Path::new("spec").child("replicas");
     let why = "must be greater than or equal to 0";
-    let error = apimachinery::status::FieldError::invalid(&path, replicas.clone(), why);
-    Err(Status::invalid("Scale", "autoscaling", name, vec![error]))
+    let wrong = replicas.as_i64().is_some_and(|n| n < 0);
+    wrong.then(|| apimachinery::status::FieldError::invalid(&path, replicas.clone(), why))
 }
 
 async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Result<Response<Body>, Status> {
@@ -168,7 +183,9 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
             let force = call.query.flag("force");
             let (applied, complaints) = wire::decode_apply(&body, call.strictness()?, kind_of_scale)?;
             call.complain(call.strictness()?, complaints)?;
-            check_replicas(&applied, &call.info.name)?;
+            if let Some(error) = negative_replicas(&applied) {
+                return Err(Status::invalid("Scale", "autoscaling", &call.info.name, vec![error]));
+            }
             let mut config = json!({"apiVersion": entry.api_version(), "kind": entry.kind,
                 "metadata": {"name": call.info.name}});
             if applied["spec"].get("replicas").is_some_and(|r| !r.is_null()) {
@@ -188,10 +205,11 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
         }
         Box::new(move |old| wire::apply_patch(old, &body, kind, kind_of_scale))
     };
+    let info = call.info.clone();
     let compute = |old: &Value| {
         let mut object = old.clone();
         super::output::from_storage(entry, &mut object)?;
-        let new = wanted(&scale.of(&object))?;
+        let mut new = wanted(&scale.of(&object))?;
         let version = meta::text(&new, "resourceVersion");
         if !version.is_empty() && version != "0" {
             meta::set(&mut object, "resourceVersion", version);
@@ -206,7 +224,10 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
             );
             return Err(Status::conflict(&entry.resource, &entry.group, meta::text(old, "name"), why));
         }
-        check_replicas(&new, meta::text(old, "name"))?;
+        handler::check_name(&info, &new)?;
+        handler::check_namespace(&info, &new)?;
+        meta::set(&mut new, "namespace", info.namespace.as_str());
+        check_scale(&new, meta::text(old, "name"))?;
         scale.apply(&new, &mut object);
         super::output::to_storage(entry, &mut object)?;
         Ok((object, Vec::new()))
@@ -225,6 +246,7 @@ async fn bind_one(
     if name != call.info.name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
+    handler::check_namespace(&call.info, &body)?;
     bind(registry, entry, call, body).await
 }
 
@@ -376,6 +398,14 @@ async fn evict(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
     let said = meta::text(&eviction, "name");
     if said != name {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+    }
+    handler::check_namespace(&call.info, &eviction)?;
+    if eviction["deleteOptions"]["ignoreStoreReadErrorWithClusterBreakingPotential"] == true {
+        let path = apimachinery::field_path::Path::new("deleteOptions")
+            .child("ignoreStoreReadErrorWithClusterBreakingPotential");
+        let why = "can not be set for pod eviction, try after removing the option";
+        let error = apimachinery::status::FieldError::invalid(&path, true, why);
+        return Err(Status::invalid("Eviction", "policy", &name, vec![error]));
     }
     let mut write = call.write(registry, entry, &user, "eviction")?;
     let mut options = DeleteOptions::from_value(&eviction["deleteOptions"])?;

@@ -139,11 +139,7 @@ impl Write<'_> {
     pub async fn create(&mut self, namespace: &str, mut object: Value) -> Result<Written, Status> {
         let entry = self.entry;
         let metadata = meta::metadata(&mut object);
-        for name in
-            ["selfLink", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
-        {
-            metadata.remove(name);
-        }
+        meta::wipe_system_fields(metadata);
         if let Some(duplicates) = meta::distinct_owners(metadata) {
             self.warnings.push(format!(
                 ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and \
@@ -387,8 +383,10 @@ impl Write<'_> {
     fn other_uid(&self, namespace: &str, name: &str, meant: &str, is: &str) -> Result<Status, Status> {
         let entry = self.entry;
         let cache = self.registry.cache_of(entry)?;
+        // A dry run ends before the store, which is what knows the root.
+        let root = if self.dry_run { "/" } else { ROOT };
         let why = format!(
-            "StorageError: invalid object, Code: 4, Key: {ROOT}{}{}, ResourceVersion: 0, AdditionalErrorMsg: \
+            "StorageError: invalid object, Code: 4, Key: {root}{}{}, ResourceVersion: 0, AdditionalErrorMsg: \
              Precondition failed: UID in precondition: {meant}, UID in object meta: {is}",
             cache.prefix(),
             entry.key(namespace, name)
@@ -468,7 +466,7 @@ impl Write<'_> {
         let current = meta::text(old, "resourceVersion").to_owned();
         match meta::text(&new, "resourceVersion") {
             "" | "0"
-                if entry.strategy.allow_unconditional_update() || !matches!(change, Change::Replace(_)) => {}
+                if entry.strategy.allow_unconditional_update() || matches!(change, Change::Apply { .. }) => {}
             "" | "0" => {
                 let path = apimachinery::field_path::Path::new("metadata").child("resourceVersion");
                 let error = FieldError::invalid(&path, 0, "must be specified for an update");
@@ -508,7 +506,6 @@ impl Write<'_> {
         let namespace_seen = if entry.is("", "namespaces") { name } else { namespace };
         self.admit(Operation::Update, namespace_seen, name, &mut new, Some(old), false).await?;
         entry.defaults(&mut new);
-        meta::clear(&mut new, "selfLink");
         let errors = if self.subresource.is_empty() {
             entry.strategy.prepare_for_update(&mut new, old);
             if let Some(custom) = &entry.custom {

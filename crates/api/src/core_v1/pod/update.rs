@@ -134,7 +134,7 @@ fn gated_update(errors: &mut Errors, munged: &mut Value, was: &Value, path: &Pat
         if !before_terms.is_empty() && now_terms.len() != before_terms.len() {
             errors.invalid(
                 &path.child("nodeSelectorTerms"),
-                now_terms,
+                now.at(REQUIRED).at("nodeSelectorTerms").clone(),
                 "no additions/deletions to non-empty NodeSelectorTerms list are allowed",
             );
         } else {
@@ -226,6 +226,7 @@ pub fn status_update(new: &Value, old: &Value) -> Errors {
     }
     errors.immutable(&path.child("qosClass"), new.at("status.qosClass"), old.at("status.qosClass"));
     resurrection(&mut errors, new, old, &path.child("containerStatuses"));
+    claims_given(&mut errors, new, &path);
     for (list, what) in [("podIPs", "status.podIPs"), ("hostIPs", "status.hostIPs")] {
         let ips: Vec<&str> = new.list(what).iter().map(|ip| ip.text("ip")).collect();
         for (i, text) in ips.iter().enumerate() {
@@ -240,7 +241,143 @@ pub fn status_update(new: &Value, old: &Value) -> Errors {
             );
         }
     }
+    health_of_resources(&mut errors, new, &path);
     errors
+}
+
+/// Claims that were made for a pod, by its own name for them or for resources that devices stand for.
+fn claims_given(errors: &mut Errors, pod: &Value, path: &Path<'_>) {
+    let list = path.child("resourceClaimStatuses");
+    let statuses = pod.list("status.resourceClaimStatuses");
+    for (i, status) in statuses.iter().enumerate() {
+        let path = list.index(i);
+        let name = status.text("name");
+        if !pod.list("spec.resourceClaims").iter().any(|claim| claim.text("name") == name) {
+            let why = "must match the name of an entry in `spec.resourceClaims`";
+            errors.invalid(&path.child("name"), name, why);
+        }
+        if statuses[..i].iter().any(|before| before.text("name") == name) {
+            errors.duplicate(&path.child("name"), name);
+        }
+        if status.has("resourceClaimName") {
+            let claim = status.text("resourceClaimName");
+            errors.invalid_each(&path.child("resourceClaimName"), claim, check::dns1123_subdomain(claim));
+        }
+    }
+    let status = pod.at("status.extendedResourceClaimStatus");
+    if status.is_null() {
+        return;
+    }
+    let path = path.child("extendedResourceClaimStatus");
+    let (mappings, list) = (status.list("requestMappings"), path.child("requestMappings"));
+    if mappings.is_empty() {
+        errors.required(&list, "at least one request mapping is required");
+    }
+    for (i, mapping) in mappings.iter().enumerate() {
+        let at = list.index(i);
+        let names = ["containerName", "resourceName", "requestName"].map(|name| mapping.text(name));
+        let [container, resource, request] = names;
+        let mut containers = pod.list("spec.containers").iter().chain(pod.list("spec.initContainers"));
+        match containers.find(|c| c.text("name") == container) {
+            None => errors.invalid(
+                &at.child("containerName"),
+                container,
+                "must match the name of an entry in spec.initContainers.name or spec.containers.name",
+            ),
+            Some(found) if found.at("resources.requests").get_or_null(resource).is_null() => errors.invalid(
+                &at.child("resourceName"),
+                resource,
+                "must match the extended resource name of an entry in spec.initContainers.resources.requests or \
+                 spec.containers.resources.requests",
+            ),
+            Some(_) => {}
+        }
+        errors.invalid_each(&path.child("requestName"), request, check::dns1123_label(request));
+        let same = |other: &Value| {
+            ["containerName", "resourceName", "requestName"].map(|name| other.text(name)) == names
+        };
+        if mappings[..i].iter().any(same) {
+            for (name, value) in
+                [("containerName", container), ("resourceName", resource), ("requestName", request)]
+            {
+                errors.duplicate(&at.child(name), value);
+            }
+        }
+    }
+    let (claim, at) = (status.text("resourceClaimName"), path.child("resourceClaimName"));
+    if claim.is_empty() {
+        errors.required(&at, "");
+    } else {
+        errors.invalid_each(&at, claim, check::dns1123_subdomain(claim));
+    }
+}
+
+/// What containers say of the devices they hold.
+fn health_of_resources(errors: &mut Errors, pod: &Value, path: &Path<'_>) {
+    const MESSAGE_MAX_BYTES: usize = 256;
+    for (statuses, containers) in
+        [("containerStatuses", "spec.containers"), ("initContainerStatuses", "spec.initContainers")]
+    {
+        for (i, status) in pod.at("status").list(statuses).iter().enumerate() {
+            let list = path.child(statuses);
+            let path = list.index(i);
+            let container = pod.list(containers).iter().find(|c| c.text("name") == status.text("name"));
+            for (j, resource) in status.list("allocatedResourcesStatus").iter().enumerate() {
+                let list = path.child("allocatedResourcesStatus");
+                let path = list.index(j);
+                let name = resource.text("name");
+                if let Some(container) = container {
+                    let of_claim = |claim: &Value| match claim.text("request") {
+                        "" => format!("claim:{}", claim.text("name")) == name,
+                        request => format!("claim:{}/{request}", claim.text("name")) == name,
+                    };
+                    let (known, why) = if name.starts_with("claim:") {
+                        (
+                            container.list("resources.claims").iter().any(of_claim),
+                            "must match one of the container's resource claims in a format \
+                             'claim:<claimName>/<request>' or 'claim:<claimName>' if request is empty",
+                        )
+                    } else {
+                        let asked = container.at("resources.requests").get_or_null(name);
+                        (!asked.is_null(), "must match one of the container's resource requests")
+                    };
+                    if !known {
+                        errors.invalid(&path.child("name"), name, why);
+                    }
+                }
+                let all = resource.list("resources");
+                for (k, one) in all.iter().enumerate() {
+                    let list = path.child("resources");
+                    let path = list.index(k);
+                    let health = one.text("health");
+                    errors.one_of(&path.child("health"), health, &["Healthy", "Unhealthy", "Unknown"]);
+                    if one.has("message") {
+                        match one.text("message").len() {
+                            0 => errors.required(&path.child("message"), "must be non-empty if specified"),
+                            n if n > MESSAGE_MAX_BYTES => {
+                                errors.too_long(&path.child("message"), MESSAGE_MAX_BYTES);
+                            }
+                            _ => {}
+                        }
+                    }
+                    let id = one.text("resourceID");
+                    if all[..k].iter().any(|before| before.text("resourceID") == id) {
+                        errors.duplicate(&path.child("resourceID"), id);
+                    }
+                }
+            }
+        }
+    }
+    for (i, status) in pod.list("status.ephemeralContainerStatuses").iter().enumerate() {
+        if status.has("allocatedResourcesStatus") {
+            let list = path.child("ephemeralContainerStatuses");
+            let path = list.index(i);
+            errors.forbidden(
+                &path.child("allocatedResourcesStatus"),
+                "must not be specified in container status",
+            );
+        }
+    }
 }
 
 /// A container that ended for good stays ended.
@@ -308,68 +445,79 @@ fn ephemeral_containers(new: &Value, old: &Value) -> Errors {
 fn resize(new: &Value, old: &Value) -> Errors {
     let mut errors = metadata_and_spec(new);
     let path = Path::new("spec");
-    if old.at("metadata.annotations").get(MIRROR).is_some() {
-        errors.forbidden(&Path::new(""), "static pods cannot be resized");
+    let never = if old.at("metadata.annotations").get(MIRROR).is_some() {
+        "static pods cannot be resized"
+    } else if old.text("spec.os.name") == "windows" {
+        "windows pods cannot be resized"
+    } else {
+        ""
+    };
+    if !never.is_empty() {
+        // No field is to blame, which upstream shows so.
+        errors.clear();
+        errors.forbidden(&Path::new("[]"), never);
         return errors;
     }
-    if old.text("spec.os.name") == "windows" {
-        errors.forbidden(&Path::new(""), "windows pods cannot be resized");
+    let was = old.text("status.qosClass");
+    if !was.is_empty() && was != super::qos_class(new) {
+        let why = "Pod QOS Class may not change as a result of resizing";
+        errors.invalid(&path, new.text("status.qosClass"), why);
     }
-    let mut others_changed = false;
     for list in ["containers", "initContainers"] {
         let (now, before) = (new.at("spec").list(list), old.at("spec").list(list));
         if now.len() != before.len() {
             errors.forbidden(&path.child(list), format!("{list} may not be added or removed on resize"));
             return errors;
         }
+        if let Some(i) = now.iter().zip(before).position(|(now, was)| now.text("name") != was.text("name")) {
+            errors.forbidden(
+                &path.child(list).index(i).child("name"),
+                "containers may not be renamed or reordered on resize",
+            );
+            return errors;
+        }
+    }
+    for list in ["initContainers", "containers"] {
+        let (now, before) = (new.at("spec").list(list), old.at("spec").list(list));
         for (i, (now, before)) in now.iter().zip(before).enumerate() {
-            if now.text("name") != before.text("name") {
-                errors.forbidden(
-                    &path.child(list).index(i).child("name"),
-                    "containers may not be renamed or reordered on resize",
-                );
-                return errors;
-            }
             let holder = path.child(list);
             let item = holder.index(i);
             let path = item.child("resources");
             for kind in ["requests", "limits"] {
-                for (resource, value) in before.at("resources").entries(kind) {
-                    let after = now.at("resources").at(kind).get_or_null(resource);
-                    if after.is_null() {
-                        errors.forbidden(&path.child(kind), format!("resource {kind} cannot be removed"));
-                    } else if !matches!(resource.as_str(), "cpu" | "memory") {
-                        others_changed |= !crate::value::same_quantity(after, value);
-                    }
+                let after = now.at("resources").at(kind);
+                let gone =
+                    before.at("resources").entries(kind).any(|(name, _)| after.get_or_null(name).is_null());
+                if gone {
+                    errors.forbidden(&path.child(kind), format!("resource {kind} cannot be removed"));
                 }
-                others_changed |= now.at("resources").entries(kind).any(|(resource, _)| {
-                    !matches!(resource.as_str(), "cpu" | "memory")
-                        && before.at("resources").at(kind).get_or_null(resource).is_null()
-                });
             }
         }
-    }
-    let (was, is) = (old.text("status.qosClass"), super::qos_class(new));
-    if !was.is_empty() && was != is {
-        errors.invalid(&path, was, "Pod QOS Class may not change as a result of resizing");
-    }
-    if others_changed {
-        errors.forbidden(&path, "only cpu and memory resources are mutable");
     }
     let mut munged = new.at("spec").clone();
     let before = old.at("spec");
     munged.copy_from(before, "resources");
     for list in ["containers", "initContainers"] {
-        for (container, was) in munged.list_mut(list).zip(before.list(list)) {
-            container.copy_from(was, "resources");
+        for (i, (container, was)) in munged.list_mut(list).zip(before.list(list)).enumerate() {
+            for kind in ["requests", "limits"] {
+                for name in ["cpu", "memory"] {
+                    container.copy_from(was, &format!("resources.{kind}.{name}"));
+                }
+            }
             container.copy_from(was, "resizePolicy");
+            if equality::same(container, was) {
+                continue;
+            }
+            if list == "containers" {
+                errors.forbidden(&path, "only cpu and memory resources are mutable");
+            } else {
+                let holder = path.child(list);
+                let why = "only cpu and memory resources for init or sidecar containers are mutable";
+                errors.forbidden(&holder.index(i), why);
+            }
         }
     }
-    if !equality::same(&munged, before) {
-        errors.forbidden(
-            &path,
-            format!("only cpu and memory resources are mutable\n{}", difference(before, &munged)),
-        );
+    if errors.is_empty() && !equality::same(&munged, before) {
+        errors.forbidden(&path, "only cpu and memory resources are mutable");
     }
     errors
 }

@@ -1,6 +1,6 @@
 //! Whether a pod makes sense, and what may change while it lives.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::container::{self, Context};
 use super::{scheduling, volume};
@@ -193,15 +193,11 @@ pub fn spec(errors: &mut Errors, spec: &Value, pod_name: &str, is_pod: bool, pat
         }
     }
     if spec.has("preemptionPolicy") {
-        errors.one_of(
-            &path.child("preemptionPolicy"),
-            spec.text("preemptionPolicy"),
-            &["PreemptLowerPriority", "Never"],
-        );
+        container::choice(errors, spec, "preemptionPolicy", &["PreemptLowerPriority", "Never"], path);
     }
-    for (resource, value) in spec.entries("overhead") {
-        resources::container_name(errors, resource, &path.child("overhead").child("limits").key(resource));
-        resources::amount(errors, resource, value, &path.child("overhead").child("limits").key(resource));
+    if spec.has("overhead") {
+        let overhead = json!({"limits": spec.at("overhead")});
+        resources::requirements(errors, &overhead, &[], false, &path.child("overhead"));
     }
     host_process(errors, spec, path);
     if spec.has("os") {
@@ -312,7 +308,8 @@ fn names(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     }
     for (name, rule) in rules {
         let value = spec.text(name);
-        if !value.is_empty() {
+        // Of these only the class may be an empty text and not absent.
+        if !value.is_empty() || name == "runtimeClassName" && spec.has(name) {
             errors.invalid_each(&path.child(name), value, rule(value));
         }
     }
@@ -593,7 +590,6 @@ pub fn template(errors: &mut Errors, template: &Value, path: &Path<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
 
     use super::*;
 

@@ -60,7 +60,7 @@ pub fn validate<'a>(
         let before = errors.len();
         source(errors, volume, is_pod, &path);
         let name = volume.text("name");
-        if volume.has("ephemeral") && !pod_name.is_empty() {
+        if volume.has("ephemeral") && !pod_name.is_empty() && !name.is_empty() {
             let claim = format!("{pod_name}-{name}");
             for why in check::dns1123_subdomain(&claim) {
                 errors.invalid(&path.child("name"), name, format!("PVC name {claim:?}: {why}"));
