@@ -3,3 +3,4 @@
 pub mod calls;
 pub mod gather;
 pub mod inbound;
+pub mod socket;

@@ -40,6 +40,9 @@ const CONNECTIONS_MAX: usize = 50_000;
 const H2_STREAM_WINDOW: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW: u32 = 4 << 20;
 const H2_SEND_BUFFER: usize = 1 << 20;
+/// What `--grpc-keepalive-interval` is when nobody sets it: too long to be worth the cost of HTTP/2's own pings.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
+const QUIET: Duration = Duration::from_secs(30);
 /// How long calls in flight may take to end on shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 /// Shortest lease: one and a half election timeouts of one second, rounded up.
@@ -64,7 +67,8 @@ pub struct Config {
     pub limits: Limits,
     pub retention: Retention,
     pub streams_max: u32,
-    pub keepalive_interval: Duration,
+    /// HTTP/2 pings; without, TCP alone looks for peers that are gone.
+    pub keepalive_interval: Option<Duration>,
     pub keepalive_timeout: Duration,
 }
 
@@ -120,7 +124,8 @@ impl Flags {
             limits,
             retention: self.retention()?,
             streams_max: self.max_concurrent_streams,
-            keepalive_interval: self.grpc_keepalive_interval,
+            keepalive_interval: Some(self.grpc_keepalive_interval)
+                .filter(|&after| after < KEEPALIVE_INTERVAL),
             keepalive_timeout: self.grpc_keepalive_timeout,
         })
     }
@@ -364,7 +369,7 @@ impl Front {
         tls: Option<tokio_rustls::TlsAcceptor>,
         shutdown: CancellationToken,
     ) {
-        let _ = stream.set_nodelay(true);
+        transport::socket::tune(&stream, QUIET);
         let Some(acceptor) = tls else { return self.serve(stream, None, shutdown).await };
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => {

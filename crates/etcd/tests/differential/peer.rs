@@ -149,7 +149,7 @@ pub async fn serve(
         limits: Limits { quota_bytes: 16 << 20, ..Limits::default() },
         retention: Retention::Everything,
         streams_max: u32::MAX,
-        keepalive_interval: Duration::from_secs(7200),
+        keepalive_interval: None,
         keepalive_timeout: Duration::from_secs(20),
     };
     let prepared = server::prepare(config).await.unwrap();

@@ -1,6 +1,6 @@
 //! The objects of one resource as of now, its latest changes, and those who watch it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -225,14 +225,14 @@ impl ResourceCache {
     pub(super) fn fill(&self, kvs: &[Arc<KeyValue>], revision: u64) {
         let start = super::ROOT.len() + self.kind.prefix.len();
         let mut state = self.state.write();
-        let touched: Vec<Box<str>> = state
+        let touched: HashSet<Box<str>> = state
             .ring
             .iter()
             .map(|e| apimachinery::object::object_key(e.object.namespace(), e.object.name()).into())
             .collect();
         for kv in kvs {
             let Some(key) = key_text(&kv.key, start) else { continue };
-            if state.objects.contains_key(key) || touched.iter().any(|t| **t == *key) {
+            if state.objects.contains_key(key) || touched.contains(key) {
                 continue;
             }
             match self.readable(kv) {

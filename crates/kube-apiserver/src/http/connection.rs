@@ -36,7 +36,7 @@ const H2_STREAMS_MAX: u32 = 250;
 const H2_STREAM_WINDOW: u32 = 256 << 10;
 const H2_CONNECTION_WINDOW: u32 = 1 << 20;
 const H2_SEND_BUFFER: usize = 128 << 10;
-const H2_PING: Duration = Duration::from_secs(30);
+const QUIET: Duration = Duration::from_secs(180);
 
 /// Accepts until `shutdown`, then lets requests in flight end for at most `grace`.
 pub async fn serve(
@@ -89,7 +89,7 @@ async fn connection(
     server: Arc<Server>,
     shutdown: CancellationToken,
 ) {
-    let _ = stream.set_nodelay(true);
+    transport::socket::tune(&stream, QUIET);
     let peer = stream.peer_addr().ok();
     let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -187,8 +187,7 @@ fn http2(begun: Begun) -> http2::Builder<Begun> {
         .max_concurrent_streams(H2_STREAMS_MAX)
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .max_send_buf_size(H2_SEND_BUFFER)
-        .keep_alive_interval(H2_PING);
+        .max_send_buf_size(H2_SEND_BUFFER);
     builder
 }
 

@@ -166,42 +166,45 @@ impl Registry {
             async move {
                 let mut watcher = match position {
                     Position::Following(watcher) => watcher,
-                    Position::Begin => {
-                        let mut watcher = registry.begin(&wanted).await;
-                        let items = std::mem::take(&mut watcher.initial);
-                        let resource_version = watcher.revision;
-                        let event = SourceEvent::Replace { items, resource_version };
-                        return Some((event, Position::Following(watcher)));
-                    }
+                    Position::Begin => return Some(registry.begin_anew(&wanted).await),
                 };
                 let told = watcher.cached();
                 loop {
-                    match tokio::time::timeout(BOOKMARK_EVERY, watcher.next()).await {
-                        Ok(Some(Next { kind, frame, .. })) => {
-                            let object = frame.event.object_for(kind);
-                            let event = match kind {
-                                EventKind::Deleted => SourceEvent::Deleted(object),
-                                EventKind::Added | EventKind::Modified => SourceEvent::Applied(object),
-                            };
-                            return Some((event, Position::Following(watcher)));
-                        }
-                        Ok(None) => {
-                            drop(watcher);
-                            let mut watcher = registry.begin(&wanted).await;
-                            let items = std::mem::take(&mut watcher.initial);
-                            let event = SourceEvent::Replace { items, resource_version: watcher.revision };
-                            return Some((event, Position::Following(watcher)));
-                        }
+                    let next = match tokio::time::timeout(BOOKMARK_EVERY, watcher.next()).await {
+                        Ok(next) => next,
                         Err(_) => {
                             let progress = watcher.progress();
-                            if progress > told {
-                                return Some((SourceEvent::Bookmark(progress), Position::Following(watcher)));
+                            match watcher.ready() {
+                                // It came in the same moment, and is older than the progress.
+                                Some(next) => Some(next),
+                                None if progress > told => {
+                                    let event = SourceEvent::Bookmark(progress);
+                                    return Some((event, Position::Following(watcher)));
+                                }
+                                None => continue,
                             }
                         }
-                    }
+                    };
+                    let Some(Next { kind, frame, .. }) = next else {
+                        drop(watcher);
+                        return Some(registry.begin_anew(&wanted).await);
+                    };
+                    let object = frame.event.object_for(kind);
+                    let event = match kind {
+                        EventKind::Deleted => SourceEvent::Deleted(object),
+                        EventKind::Added | EventKind::Modified => SourceEvent::Applied(object),
+                    };
+                    return Some((event, Position::Following(watcher)));
                 }
             }
         })
+    }
+
+    async fn begin_anew(&self, wanted: &Wanted) -> (SourceEvent, Position) {
+        let mut watcher = self.begin(wanted).await;
+        let items = std::mem::take(&mut watcher.initial);
+        let event = SourceEvent::Replace { items, resource_version: watcher.revision };
+        (event, Position::Following(watcher))
     }
 
     /// Waits until the resource is there and its cache filled, then begins a watch with the present state.
