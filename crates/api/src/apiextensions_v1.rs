@@ -21,6 +21,7 @@ pub static RULES: &[Rules] = &[Rules {
     },
     validate: validation::definition,
     validate_update: validation::definition_update,
+    validate_status_update: validation::status,
     defaults,
     namespaced: false,
     unconditional_update: false,

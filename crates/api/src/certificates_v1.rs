@@ -22,6 +22,7 @@ pub static RULES: &[Rules] = &[
         prepare_for_update: |new, old| new.copy_from(old, "spec"),
         prepare_for_status_update: prepare_status,
         prepare_for_subresource: Some(prepare_approval),
+        stamp: Some(stamp_conditions),
         validate,
         validate_update: |new, old| changes(new, old, false, false),
         validate_status_update: |new, old| changes(new, old, false, true),
@@ -110,6 +111,24 @@ fn prepare_status(new: &mut Value, old: &Value) {
 }
 
 /// The decision changes through `approval`, and nothing else does.
+/// When conditions were set, where the client does not say.
+fn stamp_conditions(new: &mut Value, old: &Value, now: &str) {
+    for condition in new.list_mut("status.conditions") {
+        if condition.text("lastUpdateTime").is_empty() {
+            condition.put("lastUpdateTime", now);
+        }
+        if condition.text("lastTransitionTime").is_empty() {
+            let same = |was: &&Value| {
+                ["type", "status"].iter().all(|name| was.text(name) == condition.text(name))
+                    && !was.text("lastTransitionTime").is_empty()
+            };
+            let was = old.list("status.conditions").iter().find(same);
+            let since = was.map_or(now, |was| was.text("lastTransitionTime")).to_owned();
+            condition.put("lastTransitionTime", since);
+        }
+    }
+}
+
 fn prepare_approval(_: &str, new: &mut Value, old: &Value) {
     let conditions = new.at("status.conditions").clone();
     new.copy_from(old, "spec");

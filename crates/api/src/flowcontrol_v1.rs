@@ -18,6 +18,7 @@ pub static RULES: &[Rules] = &[
         defaults: schema_defaults,
         validate: validate_schema,
         validate_update: |new, _| validate_schema(new),
+        validate_status_update: conditions,
         namespaced: false,
         generation: &["spec"],
         status_keeps_metadata: true,
@@ -32,6 +33,7 @@ pub static RULES: &[Rules] = &[
         defaults: level_defaults,
         validate: validate_level,
         validate_update: |new, _| validate_level(new),
+        validate_status_update: conditions,
         namespaced: false,
         generation: &["spec"],
         status_keeps_metadata: true,
@@ -60,6 +62,23 @@ fn level_defaults(level: &mut Value) {
             }
         }
     }
+}
+
+fn conditions(new: &Value, _: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let status = Path::new("status");
+    let (all, list) = (new.list("status.conditions"), status.child("conditions"));
+    for (i, condition) in all.iter().enumerate() {
+        let item = list.index(i);
+        let (kind, path) = (condition.text("type"), item.child("type"));
+        if all[..i].iter().any(|before| before.text("type") == kind) {
+            errors.duplicate(&path, kind);
+        }
+        if kind.is_empty() {
+            errors.required(&path, "");
+        }
+    }
+    errors
 }
 
 fn validate_schema(schema: &Value) -> Errors {

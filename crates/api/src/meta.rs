@@ -322,8 +322,21 @@ pub fn conditions(errors: &mut Errors, conditions: &[Value], path: &Path<'_>) {
         if condition.text("lastTransitionTime").is_empty() {
             errors.required(&path.child("lastTransitionTime"), "");
         }
+        let form = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_,:".contains(&b));
         if reason.is_empty() {
             errors.required(&path.child("reason"), "");
+        } else if !(reason.starts_with(|c: char| c.is_ascii_alphabetic())
+            && form(reason)
+            && !reason.ends_with([',', ':']))
+        {
+            let pattern = "[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?";
+            let said = format!(
+                "a condition reason must start with alphabetic character, optionally followed by a string of \
+                 alphanumeric characters or '_,:', and must end with an alphanumeric character or '_' (e.g. 'my_name',  \
+                 or 'MY_NAME',  or 'MyName',  or 'ReasonA,ReasonB',  or 'ReasonA:ReasonB', regex used for validation \
+                 is '{pattern}')"
+            );
+            errors.invalid(&path.child("reason"), reason, said);
         } else if reason.len() > 1024 {
             errors.too_long(&path.child("reason"), 1024);
         }

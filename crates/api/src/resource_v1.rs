@@ -22,6 +22,7 @@ pub static RULES: &[Rules] = &[
         first_status: "{}",
         validate: validate_claim,
         validate_update: fixed_spec,
+        prepare_for_status_update: claim_status::prepare,
         validate_status_update: claim_status::validate,
         defaults: |claim| requests(claim, "spec.devices.requests"),
         status_keeps_metadata: true,
@@ -71,6 +72,7 @@ pub static RULES: &[Rules] = &[
             }
             drop_disabled(new);
         },
+        stamp: Some(|new, _, now| stamp_taints(new, now)),
         validate: validate_slice,
         validate_update: validate_slice_update,
         namespaced: false,
@@ -191,6 +193,9 @@ fn known_requests(errors: &mut Errors, holder: &Value, names: &[String], path: &
     let list = path.child("requests");
     for (i, name) in holder.list("requests").iter().enumerate() {
         let name = name.as_str().unwrap_or_default();
+        for part in name.splitn(2, '/') {
+            errors.invalid_each(&list.index(i), part, check::dns1123_label(part));
+        }
         if !names.iter().any(|n| n == name) {
             errors.invalid(&list.index(i), name, NOT_A_REQUEST);
         }
@@ -729,10 +734,14 @@ fn request_policy(errors: &mut Errors, capacity: &Value, policy: &Value, path: &
 /// What features that are off by default would need, and when devices were tainted.
 fn prepare_slice(slice: &mut Value) {
     drop_disabled(slice);
-    let now = slice.at("metadata.creationTimestamp").clone();
+    let now = slice.text("metadata.creationTimestamp").to_owned();
+    stamp_taints(slice, &now);
+}
+
+fn stamp_taints(slice: &mut Value, now: &str) {
     for device in slice.list_mut("spec.devices") {
         for taint in device.list_mut("taints") {
-            taint.put_default("timeAdded", now.clone());
+            taint.put_default("timeAdded", now);
         }
     }
 }

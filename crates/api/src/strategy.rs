@@ -51,6 +51,10 @@ pub trait Strategy: Send + Sync + 'static {
         }
     }
 
+    /// Writes down when what an update says happened, for the kinds whose clients may leave that to the server. Runs
+    /// after the preparation.
+    fn stamp(&self, _new: &mut Value, _old: &Value, _now: &dyn Fn() -> String) {}
+
     fn validate(&self, object: &Value) -> Errors;
     fn validate_update(&self, new: &Value, old: &Value) -> Errors;
     fn validate_status_update(&self, new: &Value, old: &Value) -> Errors;
@@ -142,6 +146,8 @@ pub struct Rules {
     pub prepare_for_status_update: fn(&mut Value, &Value),
     /// `None` where the subresource is handled as an update.
     pub prepare_for_subresource: Option<fn(&str, &mut Value, &Value)>,
+    /// What [`Strategy::stamp`] does; the time is RFC 3339.
+    pub stamp: Option<fn(&mut Value, &Value, &str)>,
     /// Beyond metadata.
     pub validate: fn(&Value) -> Errors,
     /// Whether an update is looked at as a creation, too, as far as metadata goes.
@@ -179,6 +185,7 @@ pub const DEFAULT: Rules = Rules {
     prepare_for_update: |_, _| {},
     prepare_for_status_update: |_, _| {},
     prepare_for_subresource: None,
+    stamp: None,
     validate: |_| vec![],
     revalidates: false,
     validate_update: |_, _| vec![],
@@ -324,6 +331,12 @@ impl Strategy for Rules {
         }
     }
 
+    fn stamp(&self, new: &mut Value, old: &Value, now: &dyn Fn() -> String) {
+        if let Some(stamp) = self.stamp {
+            stamp(new, old, &now());
+        }
+    }
+
     fn validate(&self, object: &Value) -> Errors {
         let mut errors = crate::meta::validate(object.at("metadata"), self.namespaced, self.name);
         self.finalizers(&mut errors, object);
@@ -354,6 +367,9 @@ impl Strategy for Rules {
             ("", _) | (_, None) => self.validate_update(new, old),
             (_, Some(validate)) => {
                 let mut errors = crate::meta::validate_update(new.at("metadata"), old.at("metadata"));
+                if self.revalidates {
+                    crate::meta::revalidate(&mut errors, new.at("metadata"), old.at("metadata"), self.name);
+                }
                 errors.extend(validate(subresource, new, old));
                 errors
             }

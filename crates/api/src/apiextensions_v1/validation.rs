@@ -115,7 +115,7 @@ fn spec_errors(errors: &mut Errors, spec: &Value, old: &Value) {
             errors.invalid(&SPEC.child("version"), name, messages.join(","));
         }
     }
-    self::names(errors, spec.at("names"));
+    self::names(errors, spec.at("names"), &SPEC.child("names"));
     if let Some(first) = versions.first() {
         if shared.schema {
             let with_status = versions.iter().any(|v| v.has("subresources.status"));
@@ -172,8 +172,14 @@ fn schema(errors: &mut Errors, version: &Value, path: &Path<'_>, with_status: bo
     }
 }
 
-fn names(errors: &mut Errors, names: &Value) {
-    let path = SPEC.child("names");
+pub fn status(new: &Value, _: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let status = Path::new("status");
+    names(&mut errors, new.at("status.acceptedNames"), &status.child("acceptedNames"));
+    errors
+}
+
+fn names(errors: &mut Errors, names: &Value, path: &Path<'_>) {
     for name in ["plural", "singular", "kind", "listKind"] {
         if names.text(name).is_empty() {
             errors.required(&path.child(name), "");

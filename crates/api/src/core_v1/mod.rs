@@ -142,6 +142,12 @@ pub static RULES: &[Rules] = &[
         validate: node::validate,
         validate_update: node::validate_update,
         validate_status_update: node::validate_status,
+        // The feature is removed.
+        prepare_for_status_update: |new, old| {
+            if !old.has("status.config") {
+                new.remove("status.config");
+            }
+        },
         namespaced: false,
         status_on_create: true,
         prepare_for_create: node::prepare_for_create,
@@ -239,6 +245,7 @@ pub static RULES: &[Rules] = &[
         revalidates: true,
         warnings: advice::of_volume,
         defaults: persistent_volume::defaults,
+        stamp: Some(persistent_volume::stamp_phase),
         validate: persistent_volume::validate_volume,
         validate_update: persistent_volume::validate_volume_update,
         prepare_for_create: persistent_volume::prepare_for_create,

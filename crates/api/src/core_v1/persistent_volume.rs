@@ -59,6 +59,17 @@ pub fn prepare_for_create(volume: &mut Value) {
     }
 }
 
+/// When the phase changed, where the client does not know.
+pub fn stamp_phase(new: &mut Value, old: &Value, now: &str) {
+    const AT: &str = "status.lastPhaseTransitionTime";
+    let same_phase = new.at("status.phase") == old.at("status.phase");
+    if same_phase && !new.has(AT) {
+        new.copy_from(old, AT);
+    } else if !same_phase && (!new.has(AT) || new.at(AT) == old.at(AT)) {
+        new.put(AT, now);
+    }
+}
+
 pub fn claim_defaults(claim: &mut Value) {
     claim.put_default_text("status.phase", "Pending");
     claim_spec_defaults(claim);
@@ -143,6 +154,10 @@ pub fn claim_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
                 "must be 'PersistentVolumeClaim' when referencing the default apiGroup",
             );
         }
+        let group = source.text("apiGroup");
+        if !group.is_empty() {
+            errors.invalid_each(&path.child("apiGroup"), group, check::dns1123_subdomain(group));
+        }
     }
     if !source.is_null() && !reference.is_null() && source != reference {
         errors.invalid(path, spec.clone(), "must match dataSourceRef");
@@ -158,6 +173,12 @@ pub fn validate_claim(claim: &Value) -> Errors {
 
 pub fn validate_claim_update(new: &Value, old: &Value) -> Errors {
     let mut errors = validate_claim(new);
+    // Groups went unchecked once, and claims that have a source may keep theirs.
+    if old.has("spec.dataSource") || old.has("spec.dataSourceRef") {
+        errors.retain(|error| {
+            !matches!(error.path.as_str(), "spec.dataSource.apiGroup" | "spec.dataSourceRef.apiGroup")
+        });
+    }
     let spec_path = Path::new("spec");
     let bound = new.text("status.phase") == "Bound";
     let (mut now, was) = (new.at("spec").clone(), old.at("spec"));

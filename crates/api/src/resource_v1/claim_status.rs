@@ -8,13 +8,29 @@ use crate::core_v1::pod::scheduling;
 use crate::meta;
 use crate::path::Path;
 use crate::strategy::Errors;
-use crate::value::Read;
+use crate::value::{Read, Write};
 
 const RESERVED_MAX: usize = 256;
 const RESULTS_MAX: usize = 32;
 const CONFIGS_MAX: usize = 64;
 const CONDITIONS_MAX: usize = 8;
 const ADDRESSES_MAX: usize = 16;
+
+/// Nothing is said of devices that were given back.
+pub fn prepare(new: &mut Value, old: &Value) {
+    const RESULTS: &str = "status.allocation.devices.results";
+    let kept: Vec<_> = new.list(RESULTS).iter().map(|r| identity(r).map(str::to_owned)).collect();
+    let gone = |device: &Value| {
+        let is = |other: &[String; 4]| identity(device) == other.each_ref().map(String::as_str);
+        old.list(RESULTS).iter().any(|r| identity(r) == identity(device)) && !kept.iter().any(is)
+    };
+    if let Some(Value::Array(devices)) = new.find_mut("status.devices") {
+        devices.retain(|device| !gone(device));
+        if devices.is_empty() {
+            new.remove("status.devices");
+        }
+    }
+}
 
 pub fn validate(new: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();

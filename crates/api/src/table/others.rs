@@ -77,7 +77,8 @@ pub(super) fn networking(resource: &str) -> &'static Table {
             let cidrs: Vec<&str> = o.list("spec.cidrs").iter().filter_map(Value::as_str).collect();
             vec![name(o), cidrs.join(",").into(), age(o, now)]
         }),
-        "ipaddresses" => table!([NAME, text("ParentRef")], |o, _| {
+        // Upstream shows the age without a column for it.
+        "ipaddresses" => table!([NAME, text("ParentRef")], |o, now| {
             let parent = match o.at("spec.parentRef") {
                 Value::Null => "<none>".to_owned(),
                 p => {
@@ -92,7 +93,7 @@ pub(super) fn networking(resource: &str) -> &'static Table {
                     text
                 }
             };
-            vec![name(o), parent.into()]
+            vec![name(o), parent.into(), age(o, now)]
         }),
         "endpointslices" => {
             table!([NAME, text("AddressType"), text("Ports"), text("Endpoints"), AGE], |o, now| {

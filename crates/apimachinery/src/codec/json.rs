@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use base64::Engine;
 use serde_json::{Map, Number, Value};
 
+use super::inlined::inlined;
 use super::{DecodeError, Decoded, normalize_micro_time, normalize_time};
 use crate::quantity;
-use crate::schema::{Field, Kind, Schema};
+use crate::schema::{Kind, Schema};
 
 /// Deeper nesting is refused; stored objects are read by readers that go to 128.
 const MAX_DEPTH: usize = 120;
@@ -72,34 +73,20 @@ pub(crate) fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// The structs through which Go reaches a field that it inlines, outermost first.
-fn inlined(outer: &str, field: &Field) -> &'static [&'static str] {
-    if matches!(&*field.name, "apiVersion" | "kind") && field.numbers[0] == 0 {
-        return &["TypeMeta"];
-    }
-    if field.numbers[1] == 0 {
-        return &[];
-    }
-    match outer.rsplit('.').next().unwrap_or_default() {
-        "ConfigMapEnvSource"
-        | "ConfigMapKeySelector"
-        | "ConfigMapProjection"
-        | "ConfigMapVolumeSource"
-        | "SecretEnvSource"
-        | "SecretKeySelector"
-        | "SecretProjection" => &["LocalObjectReference"],
-        "DeviceAllocationConfiguration" | "DeviceClaimConfiguration" | "DeviceClassConfiguration" => {
-            &["DeviceConfiguration"]
+/// What Go makes of a member that comes twice: it reads the second into what the first has left.
+fn laid_over(before: Value, again: Value) -> Value {
+    match (before, again) {
+        (Value::Object(mut all), Value::Object(more)) => {
+            for (name, value) in more {
+                let value = match all.remove(&name) {
+                    Some(before) => laid_over(before, value),
+                    None => value,
+                };
+                all.insert(name, value);
+            }
+            Value::Object(all)
         }
-        "EphemeralContainer" => &["EphemeralContainerCommon"],
-        "IngressRule" => &["IngressRuleValue"],
-        "NamedRuleWithOperations" if field.numbers[2] == 0 => &["RuleWithOperations"],
-        "NamedRuleWithOperations" => &["RuleWithOperations", "Rule"],
-        "PersistentVolumeSpec" => &["PersistentVolumeSource"],
-        "Probe" => &["ProbeHandler"],
-        "RuleWithOperations" => &["Rule"],
-        "Volume" => &["VolumeSource"],
-        _ => &[],
+        (_, again) => again,
     }
 }
 
@@ -369,10 +356,15 @@ impl<'a> Reader<'a> {
             self.at += 1;
         } else {
             let mut expected = 0;
+            // The fields that were there, by their place in the schema; what is left out below leaves no other trace.
+            let mut seen = 0u64;
             loop {
                 let key = self.key()?;
                 match schema.field_near(&key, &mut expected) {
                     Some(field) => {
+                        let bit = u32::try_from(expected).ok().and_then(|n| 1u64.checked_shl(n)).unwrap_or(0);
+                        let again = seen & bit != 0;
+                        seen |= bit;
                         self.path.push(Segment::Field(key));
                         let value = self.value(&field.schema)?;
                         let keep = match value {
@@ -415,10 +407,14 @@ impl<'a> Reader<'a> {
                             Some(Segment::Field(key)) => key,
                             _ => Cow::Borrowed(""),
                         };
-                        if let Some(value) = keep
-                            && object.insert(key.clone().into_owned(), value).is_some()
-                        {
-                            self.complain("duplicate field", key);
+                        if again {
+                            self.complain("duplicate field", key.clone());
+                        }
+                        if let Some(mut value) = keep {
+                            if again && let Some(before) = object.remove(&*key) {
+                                value = laid_over(before, value);
+                            }
+                            object.insert(key.into_owned(), value);
                         }
                     }
                     None => {

@@ -4,6 +4,7 @@
 //! complaints, and brings values into the form Go would write them in: quantities, times, zero values. Equal objects
 //! are equal values afterwards, whatever notation they came in.
 
+mod inlined;
 pub mod json;
 pub mod protobuf;
 mod time;
@@ -127,7 +128,12 @@ pub fn decode(
             let (json, mut complaints) = yaml::to_json(bytes)?;
             let mut decoded = json::decode(&json, schema, strictness != Strictness::Ignore, true)?;
             if strictness == Strictness::Warn {
-                complaints.iter_mut().for_each(|c| *c = c.replace("yaml: unmarshal errors:\n  ", ""));
+                // Each by itself.
+                let lines = |c: &String| -> Vec<String> {
+                    let c = c.strip_prefix("yaml: unmarshal errors:\n  ").unwrap_or(c);
+                    c.split("\n  ").map(str::to_owned).collect()
+                };
+                complaints = complaints.iter().flat_map(lines).collect();
             }
             if strictness != Strictness::Ignore {
                 complaints.append(&mut decoded.complaints);

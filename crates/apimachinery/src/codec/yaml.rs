@@ -21,7 +21,10 @@ pub fn to_json(bytes: &[u8]) -> Result<(Vec<u8>, Vec<String>), DecodeError> {
     let (value, complaints) = match parse(serde_saphyr::DuplicateKeyPolicy::Error) {
         Ok(value) => (value, vec![]),
         Err(first) => match parse(serde_saphyr::DuplicateKeyPolicy::LastWins) {
-            Ok(value) => (value, vec![format!("yaml: unmarshal errors:\n  {}", repeated_key(&first))]),
+            Ok(value) => (
+                value,
+                vec![format!("yaml: unmarshal errors:\n  {}", repeated_keys(text, first).join("\n  "))],
+            ),
             Err(e) => {
                 let why = explain(text, &e);
                 return Err(DecodeError::new(format!("error converting YAML to JSON: yaml: {why}")));
@@ -71,16 +74,63 @@ fn explain(text: &str, error: &serde_saphyr::Error) -> String {
         let wanted = if empty { "node content".to_owned() } else { format!("',' or '{closing}'") };
         return format!("line {line}: did not find expected {wanted}");
     }
+    if said.contains("unclosed quote") {
+        return format!("line {}: found unexpected end of stream", text.split('\n').count());
+    }
+    if said.contains("tabs disallowed") {
+        return format!("line {line}: found character that cannot start any token");
+    }
     if said.contains("found a tab") {
         return format!("line {}: found a tab character that violates indentation", line + 1);
     }
     said
 }
 
+/// All keys that come again. The parser stops at the first, so each is renamed for the next look.
+fn repeated_keys(text: &str, first: serde_saphyr::Error) -> Vec<String> {
+    const MAX_KEYS: usize = 20;
+    let mut lines: Vec<String> = text.split('\n').map(str::to_owned).collect();
+    let (mut error, mut all) = (first, vec![]);
+    loop {
+        all.push(repeated_key(&error));
+        let renamed = rename(&mut lines, &error, all.len());
+        if !renamed || all.len() == MAX_KEYS {
+            return all;
+        }
+        let policy = serde_saphyr::DuplicateKeyPolicy::Error;
+        let options = serde_saphyr::options! { duplicate_keys: policy, with_snippet: false };
+        match serde_saphyr::from_str_with_options::<Value>(&lines.join("\n"), options) {
+            Err(next) if next.to_string().starts_with(REPEATED) => error = next,
+            _ => return all,
+        }
+    }
+}
+
+const REPEATED: &str = "duplicate mapping key: ";
+
+/// Puts another key where the error is; `false` if it is not found there.
+fn rename(lines: &mut [String], error: &serde_saphyr::Error, number: usize) -> bool {
+    let said = error.to_string();
+    let place = |name: &str| -> Option<usize> {
+        said.rsplit_once(name)?.1.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
+    };
+    let key = said.strip_prefix(REPEATED).and_then(|t| t.split(", set ").next());
+    let (Some(key), Some(line), Some(column)) = (key, place("line "), place("column ")) else { return false };
+    let Some(text) = line.checked_sub(1).and_then(|i| lines.get_mut(i)) else { return false };
+    let at = text.char_indices().nth(column.saturating_sub(1)).map_or(text.len(), |(at, _)| at);
+    let Some((head, tail)) = text.split_at_checked(at) else { return false };
+    let rest = ["", "\"", "'"]
+        .iter()
+        .find_map(|quote| tail.strip_prefix(quote)?.strip_prefix(key)?.strip_prefix(quote));
+    let Some(rest) = rest else { return false };
+    *text = format!("{head}another{number}{rest}");
+    true
+}
+
 /// A parser's complaint about a repeated key, in upstream's words.
 fn repeated_key(error: &serde_saphyr::Error) -> String {
     let text = error.to_string();
-    let key = text.strip_prefix("duplicate mapping key: ").and_then(|t| t.split(", set ").next());
+    let key = text.strip_prefix(REPEATED).and_then(|t| t.split(", set ").next());
     let line = text
         .rsplit_once("line ")
         .map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect::<String>());

@@ -143,26 +143,49 @@ pub(super) fn claim_resize(context: &Context, request: &mut AdmissionRequest<'_>
     ))
 }
 
+/// The runtime class that a pod names.
+fn class_of(context: &Context, request: &AdmissionRequest<'_>) -> Result<Option<Value>, Status> {
+    let name = request.object["spec"]["runtimeClassName"].as_str().filter(|name| !name.is_empty());
+    let Some(name) = name else { return Ok(None) };
+    let class = context.objects.get("node.k8s.io", "runtimeclasses", "", name);
+    match class.and_then(|c| serde_json::from_slice(&c.body).ok()) {
+        Some(class) => Ok(Some(class)),
+        None => Err(refuse(request, format!("pod rejected: RuntimeClass {name:?} not found"))),
+    }
+}
+
+/// A pod's overhead is what its class says, and nothing where that says nothing.
+pub(super) fn runtime_overhead(context: &Context, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+    if !creates(request, "", "pods") {
+        return Ok(());
+    }
+    let given = &request.object["spec"]["overhead"];
+    // Most pods have neither.
+    if given.is_null() && request.object["spec"]["runtimeClassName"].is_null() {
+        return Ok(());
+    }
+    let class = class_of(context, request)?;
+    let fixed = class.as_ref().map_or(&Value::Null, |class| &class["overhead"]);
+    if fixed.is_null() && !given.is_null() {
+        let why = "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead";
+        return Err(refuse(request, why));
+    }
+    if !fixed.is_null() && amounts(&fixed["podFixed"]) != amounts(given) {
+        return Err(refuse(
+            request,
+            "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead",
+        ));
+    }
+    Ok(())
+}
+
 pub(super) fn runtime_class(context: &Context, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
     if !creates(request, "", "pods") {
         return Ok(());
     }
     let spec = &request.object["spec"];
     let overhead = spec["overhead"].as_object().filter(|o| !o.is_empty()).cloned();
-    let Some(class_name) = spec["runtimeClassName"].as_str().filter(|n| !n.is_empty()).map(str::to_owned)
-    else {
-        return match overhead {
-            Some(_) => Err(refuse(
-                request,
-                "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
-            )),
-            None => Ok(()),
-        };
-    };
-    let class = context.objects.get("node.k8s.io", "runtimeclasses", "", &class_name);
-    let Some(class) = class.and_then(|c| serde_json::from_slice::<Value>(&c.body).ok()) else {
-        return Err(refuse(request, format!("pod rejected: RuntimeClass {class_name:?} not found")));
-    };
+    let Some(class) = class_of(context, request)? else { return Ok(()) };
     let fixed = class["overhead"]["podFixed"].as_object().filter(|o| !o.is_empty()).cloned();
     match (fixed, overhead) {
         (Some(fixed), None) => request.object["spec"]["overhead"] = Value::Object(fixed),
@@ -170,12 +193,6 @@ pub(super) fn runtime_class(context: &Context, request: &mut AdmissionRequest<'_
             return Err(refuse(
                 request,
                 "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead",
-            ));
-        }
-        (None, Some(_)) => {
-            return Err(refuse(
-                request,
-                "pod rejected: Pod Overhead set without corresponding RuntimeClass defined Overhead",
             ));
         }
         _ => {}
@@ -281,7 +298,9 @@ mod tests {
         let context = context(&objects);
         let run = |spec: Value| {
             let mut request = Request::create("", "pods", json!({"metadata": {"name": "p"}, "spec": spec}));
-            request.with(|r| runtime_class(&context, r)).map(|()| request.object["spec"].clone())
+            request
+                .with(|r| runtime_class(&context, r).and_then(|()| runtime_overhead(&context, r)))
+                .map(|()| request.object["spec"].clone())
         };
         let spec = run(json!({"runtimeClassName": "r"})).unwrap();
         assert_eq!(spec["overhead"], json!({"cpu": "1"}));

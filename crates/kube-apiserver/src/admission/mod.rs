@@ -72,6 +72,7 @@ const VALIDATING: &[(&str, &[Operation], Plugin)] = &[
     ("Priority", WRITES, priority::validate),
     ("OwnerReferencesPermissionEnforcement", WRITES, owner_references::validate),
     ("PersistentVolumeClaimResize", UPDATES, defaults::claim_resize),
+    ("RuntimeClass", CREATES, defaults::runtime_overhead),
     ("CertificateApproval", UPDATES, certificates::approval),
     ("CertificateSigning", UPDATES, certificates::signing),
     ("ClusterTrustBundleAttest", WRITES, certificates::attest),

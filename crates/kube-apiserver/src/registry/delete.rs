@@ -41,7 +41,7 @@ impl DeleteOptions {
             uid: text(&value["preconditions"]["uid"]),
             resource_version: text(&value["preconditions"]["resourceVersion"]),
             orphan_dependents: value["orphanDependents"].as_bool(),
-            propagation: text(&value["propagationPolicy"]),
+            propagation: value["propagationPolicy"].as_str().map(str::to_owned),
             dry_run: !dry_run.is_empty(),
         };
         options.check(&dry_run)?;

@@ -142,8 +142,12 @@ const SCALE_KIND: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
 
 /// What is wrong with a scale as a whole.
 fn check_scale(scale: &Value, name: &str) -> Result<(), Status> {
-    let metadata = &scale["metadata"];
-    let mut errors = api::meta::validate(metadata, true, api::meta::subdomain_name);
+    let mut metadata = scale["metadata"].clone();
+    // Whose fields these are is not the scale's to say.
+    if let Some(metadata) = metadata.as_object_mut() {
+        metadata.remove("managedFields");
+    }
+    let mut errors = api::meta::validate(&metadata, true, api::meta::subdomain_name);
     let finalizers = metadata["finalizers"].as_array().map(Vec::as_slice).unwrap_or_default();
     api::meta::known_finalizers(&mut errors, finalizers);
     errors.extend(negative_replicas(scale));
@@ -206,6 +210,7 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
         Box::new(move |old| wire::apply_patch(old, &body, kind, kind_of_scale))
     };
     let info = call.info.clone();
+    let prefix = registry.cache_of(entry)?.prefix().to_owned();
     let compute = |old: &Value| {
         let mut object = old.clone();
         super::output::from_storage(entry, &mut object)?;
@@ -217,9 +222,9 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
         let (uid, old_uid) = (meta::text(&new, "uid"), meta::text(old, "uid"));
         if !uid.is_empty() && uid != old_uid {
             let why = format!(
-                "StorageError: invalid object, Code: 4, Key: /{}/{}, ResourceVersion: 0, AdditionalErrorMsg: \
+                "StorageError: invalid object, Code: 4, Key: /{}{}, ResourceVersion: 0, AdditionalErrorMsg: \
                  Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}",
-                entry.resource,
+                prefix,
                 entry.key(meta::text(old, "namespace"), meta::text(old, "name"))
             );
             return Err(Status::conflict(&entry.resource, &entry.group, meta::text(old, "name"), why));

@@ -206,7 +206,7 @@ impl Write<'_> {
             let path = apimachinery::field_path::Path::new("metadata").child("name");
             self.invalid("", vec![FieldError::required(&path, "name or generateName is required")])?;
         }
-        let mut attempt = 0;
+        let (mut attempt, mut given) = (0, 0);
         loop {
             if generated && attempt > 0 {
                 meta::set(&mut object, "name", apimachinery::names::generate(&base));
@@ -221,8 +221,8 @@ impl Write<'_> {
                 self.warnings.extend(entry.strategy.warnings(&object, None));
                 self.admit(Operation::Create, &namespace_seen, &name, &mut object, None, true).await?;
                 // What is no number counts as none, and a rehearsal does not come as far as this.
-                let revision = meta::text(&object, "resourceVersion").parse::<u64>().unwrap_or(0);
-                if revision != 0 && !self.dry_run {
+                given = meta::text(&object, "resourceVersion").parse::<u64>().unwrap_or(0);
+                if given != 0 && !self.dry_run {
                     return Err(Status::unknown(
                         "resourceVersion should not be set on objects to be created",
                     ));
@@ -235,6 +235,11 @@ impl Write<'_> {
                 self.release(reserved).await;
                 return match cache.get(&key) {
                     Some(there) => Err(self.taken(&name, Some(&there))),
+                    // A rehearsal shows the version that was sent.
+                    None if given != 0 => {
+                        let object = Arc::new(Encoded { resource_version: given, ..encoded });
+                        Ok(Written { object, created: true })
+                    }
                     None => Ok(Written { object: without_revision(encoded), created: true }),
                 };
             }
@@ -508,15 +513,19 @@ impl Write<'_> {
         entry.defaults(&mut new);
         let errors = if self.subresource.is_empty() {
             entry.strategy.prepare_for_update(&mut new, old);
-            if let Some(custom) = &entry.custom {
-                custom.prepare_for_update(&mut new, old);
+            match &entry.custom {
+                Some(custom) => custom.prepare_for_update(&mut new, old),
+                None => entry.strategy.stamp(&mut new, old, &|| self.registry.clock.now_rfc3339()),
             }
             entry.strategy.validate_update(&new, old)
         } else {
             match &entry.custom {
                 Some(custom) if self.subresource == "scale" => custom.prepare_for_update(&mut new, old),
                 Some(custom) => custom.prepare_for_status_update(&mut new, old),
-                None => entry.strategy.prepare_for_subresource_update(self.subresource, &mut new, old),
+                None => {
+                    entry.strategy.prepare_for_subresource_update(self.subresource, &mut new, old);
+                    entry.strategy.stamp(&mut new, old, &|| self.registry.clock.now_rfc3339());
+                }
             }
             entry.strategy.validate_subresource_update(self.subresource, &new, old)
         };

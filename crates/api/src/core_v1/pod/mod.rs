@@ -40,7 +40,7 @@ pub fn drop_disabled(spec: &mut Value) {
             source.remove("podCertificate");
         }
     }
-    for list in ["containers", "initContainers"] {
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
         for container in spec.list_mut(list) {
             if container.remove("lifecycle.stopSignal").is_some()
                 && container.at("lifecycle").as_object().is_some_and(|l| l.is_empty())
@@ -150,8 +150,12 @@ pub fn prepare_for_subresource(subresource: &str, new: &mut Value, old: &Value) 
         }
         _ => {}
     }
+    if let Some(spec) = new.find_mut("spec") {
+        drop_disabled(spec);
+    }
     new.copy_from(old, "status");
     for path in [
+        "metadata.selfLink",
         "metadata.deletionTimestamp",
         "metadata.labels",
         "metadata.annotations",

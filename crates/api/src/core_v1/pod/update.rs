@@ -503,7 +503,7 @@ fn resize(new: &Value, old: &Value) -> Errors {
                     container.copy_from(was, &format!("resources.{kind}.{name}"));
                 }
             }
-            container.copy_from(was, "resizePolicy");
+            container.copy_from(was, "resources.claims");
             if equality::same(container, was) {
                 continue;
             }
