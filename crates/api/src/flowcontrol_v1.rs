@@ -99,11 +99,12 @@ fn validate_schema(schema: &Value) -> Errors {
     }
     if spec.has("distinguisherMethod") {
         let method = path.child("distinguisherMethod");
-        errors.one_of(
-            &method.child("type"),
-            spec.text("distinguisherMethod.type"),
-            &["ByNamespace", "ByUser"],
-        );
+        let kind = spec.text("distinguisherMethod.type");
+        const KINDS: [&str; 2] = ["ByNamespace", "ByUser"];
+        if !KINDS.contains(&kind) {
+            // The whole method is shown, in Go's spelling.
+            errors.not_supported(&method.child("type"), serde_json::json!({"Type": kind}), &KINDS);
+        }
     }
     let level = spec.text("priorityLevelConfiguration.name");
     let at = path.child("priorityLevelConfiguration");

@@ -275,6 +275,8 @@ fn validate_driver_update(new: &Value, old: &Value) -> Errors {
     errors
 }
 
+const NODE_ID_MAX_BYTES: usize = 256;
+
 fn validate_node(node: &Value) -> Errors {
     let mut errors = Errors::new();
     let spec = Path::new("spec");
@@ -290,6 +292,10 @@ fn validate_node(node: &Value) -> Errors {
         names.push(name);
         if id.is_empty() {
             errors.required(&path.child("nodeID"), "");
+        }
+        if id.len() > NODE_ID_MAX_BYTES {
+            let why = format!("must be {NODE_ID_MAX_BYTES} characters or less");
+            errors.invalid(&path.child("nodeID"), id, why);
         }
         errors.not_negative(&path.child("allocatable").child("count"), driver.int("allocatable.count"));
         let keys: Vec<&str> = driver.list("topologyKeys").iter().filter_map(Value::as_str).collect();

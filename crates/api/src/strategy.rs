@@ -228,7 +228,7 @@ fn keep_system_metadata(new: &mut Value, old: &Value) {
 impl Rules {
     /// Most built-in kinds know the finalizers that are not qualified by a domain.
     fn finalizers(&self, errors: &mut Errors, object: &Value) {
-        let any = self.resource.is_empty()
+        let any = matches!(self.resource, "" | "events")
             || matches!(
                 self.group,
                 "apiextensions.k8s.io"

@@ -172,6 +172,15 @@ pub trait Writer: Send + Sync + 'static {
         resource: &str,
         object: Value,
     ) -> Result<Arc<Encoded>, Status>;
+    /// Applies a configuration as `manager`, whoever owned its fields before.
+    async fn apply(
+        &self,
+        group: &str,
+        version: &str,
+        resource: &str,
+        config: Value,
+        manager: &str,
+    ) -> Result<Arc<Encoded>, Status>;
     /// Reads the stored object, consistently.
     async fn read(
         &self,

@@ -115,7 +115,13 @@ fn spec_errors(errors: &mut Errors, spec: &Value, old: &Value) {
             errors.invalid(&SPEC.child("version"), name, messages.join(","));
         }
     }
-    self::names(errors, spec.at("names"), &SPEC.child("names"));
+    let path = SPEC.child("names");
+    for name in ["plural", "singular", "kind", "listKind"] {
+        if spec.at("names").text(name).is_empty() {
+            errors.required(&path.child(name), "");
+        }
+    }
+    self::names(errors, spec.at("names"), &path);
     if let Some(first) = versions.first() {
         if shared.schema {
             let with_status = versions.iter().any(|v| v.has("subresources.status"));
@@ -180,11 +186,6 @@ pub fn status(new: &Value, _: &Value) -> Errors {
 }
 
 fn names(errors: &mut Errors, names: &Value, path: &Path<'_>) {
-    for name in ["plural", "singular", "kind", "listKind"] {
-        if names.text(name).is_empty() {
-            errors.required(&path.child(name), "");
-        }
-    }
     for (name, kind) in [("plural", false), ("singular", false), ("kind", true), ("listKind", true)] {
         let value = names.text(name);
         if value.is_empty() {

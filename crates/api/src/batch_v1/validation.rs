@@ -132,7 +132,7 @@ fn job_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     }
     if mode == "Indexed" {
         indexed(errors, spec, path);
-    } else if matches!(mode, "" | "NonIndexed") {
+    } else if mode == "NonIndexed" || !spec.has("completionMode") {
         for name in ["backoffLimitPerIndex", "maxFailedIndexes"] {
             if let Some(value) = spec.maybe_int(name) {
                 errors.invalid(&path.child(name), value, "requires indexed completion mode");

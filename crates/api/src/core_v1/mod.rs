@@ -182,8 +182,7 @@ pub static RULES: &[Rules] = &[
     },
     Rules {
         resource: "events",
-        // Nothing of their metadata is checked.
-        name: |_, _| Vec::new(),
+        name: crate::meta::path_segment_name,
         defaults: event::defaults,
         validate: event::validate,
         validate_update: |new, _| event::validate(new),

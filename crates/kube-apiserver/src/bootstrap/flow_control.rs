@@ -155,7 +155,10 @@ pub fn defaults() -> Vec<(&'static str, Value)> {
     levels.chain(schemas).collect()
 }
 
-/// A flow schema with the condition that tells whether its priority level exists, or `None` when it has it.
+/// Who says whether flow schemas lead anywhere.
+pub const CONDITIONS_MANAGER: &str = "api-priority-and-fairness-config-consumer-v1";
+
+/// What to apply to a flow schema so that its condition tells whether its priority level exists, or `None` when it does.
 pub fn with_condition(schema: &Value, level_exists: bool, now: &str) -> Option<Value> {
     let level = schema["spec"]["priorityLevelConfiguration"]["name"].as_str().unwrap_or_default();
     let (status, reason, words) = if level_exists {
@@ -165,16 +168,14 @@ pub fn with_condition(schema: &Value, level_exists: bool, now: &str) -> Option<V
     };
     let message =
         format!("This FlowSchema references the PriorityLevelConfiguration object named {level:?} {words}");
-    let mut conditions = schema["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    if conditions.iter().any(|c| c["type"] == "Dangling" && c["status"] == status && c["reason"] == reason) {
+    let mut conditions = schema["status"]["conditions"].as_array().into_iter().flatten();
+    if conditions.any(|c| c["type"] == "Dangling" && c["status"] == status && c["reason"] == reason) {
         return None;
     }
-    conditions.retain(|c| c["type"] != "Dangling");
-    conditions.push(json!({"type": "Dangling", "status": status, "reason": reason, "message": message,
-        "lastTransitionTime": now}));
-    let mut schema = schema.clone();
-    schema["status"]["conditions"] = Value::Array(conditions);
-    Some(schema)
+    let condition = json!({"type": "Dangling", "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": now});
+    Some(json!({"apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema",
+        "metadata": {"name": schema["metadata"]["name"]}, "status": {"conditions": [condition]}}))
 }
 
 #[cfg(test)]

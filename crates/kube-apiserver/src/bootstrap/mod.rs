@@ -295,7 +295,10 @@ impl Bootstrap {
             let exists = self.objects.get(FLOW_CONTROL, "prioritylevelconfigurations", "", level).is_some();
             let now = self.clock.now_rfc3339();
             if let Some(told) = flow_control::with_condition(&value, exists, &now)
-                && let Err(error) = self.writer.update(FLOW_CONTROL, "v1", "flowschemas/status", told).await
+                && let Err(error) = self
+                    .writer
+                    .apply(FLOW_CONTROL, "v1", "flowschemas/status", told, flow_control::CONDITIONS_MANAGER)
+                    .await
             {
                 tracing::debug!(%error, "flow schema condition not written; its next change tries again");
             }

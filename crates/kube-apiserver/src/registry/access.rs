@@ -104,6 +104,23 @@ impl Writer for Access {
         write.update(&namespace, &name, Change::Replace(object)).await.map(|w| w.object)
     }
 
+    async fn apply(
+        &self,
+        group: &str,
+        version: &str,
+        resource: &str,
+        config: Value,
+        manager: &str,
+    ) -> Result<Arc<Encoded>, Status> {
+        let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let (entry, user) = (self.entry(group, version, resource)?, own_user());
+        let (namespace, name) =
+            (meta::text(&config, "namespace").to_owned(), meta::text(&config, "name").to_owned());
+        let own = Write::own(&self.0, &entry, &user);
+        let mut write = Write { subresource, manager: manager.to_owned(), ..own };
+        write.update(&namespace, &name, Change::Apply { config, force: true }).await.map(|w| w.object)
+    }
+
     async fn read(
         &self,
         group: &str,

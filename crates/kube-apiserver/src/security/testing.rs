@@ -111,6 +111,17 @@ impl Writer for FakeObjects {
         Ok(self.put(group, resource, object))
     }
 
+    async fn apply(
+        &self,
+        group: &str,
+        version: &str,
+        resource: &str,
+        config: Value,
+        _manager: &str,
+    ) -> Result<Arc<Encoded>, Status> {
+        self.update(group, version, resource, config).await
+    }
+
     async fn read(
         &self,
         group: &str,

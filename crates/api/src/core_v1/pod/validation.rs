@@ -395,24 +395,25 @@ fn resource_claims(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
             errors.invalid_each(&path.child("name"), name, check::dns1123_label(name));
             names.push(name);
         }
+        match (claim.has("resourceClaimName"), claim.has("resourceClaimTemplateName")) {
+            (true, true) => errors.invalid(
+                &path,
+                json!({"Name": claim.at("name"), "ResourceClaimName": claim.at("resourceClaimName"),
+                    "ResourceClaimTemplateName": claim.at("resourceClaimTemplateName")}),
+                "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
+            ),
+            (false, false) => errors.invalid(
+                &path,
+                json!({"Name": claim.at("name"), "ResourceClaimName": null, "ResourceClaimTemplateName": null}),
+                "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
+            ),
+            _ => {}
+        }
         for name in ["resourceClaimName", "resourceClaimTemplateName"] {
             if claim.has(name) {
                 let value = claim.text(name);
                 errors.invalid_each(&path.child(name), value, check::dns1123_subdomain(value));
             }
-        }
-        match (claim.has("resourceClaimName"), claim.has("resourceClaimTemplateName")) {
-            (true, true) => errors.invalid(
-                &path,
-                claim.clone(),
-                "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
-            ),
-            (false, false) => errors.invalid(
-                &path,
-                claim.clone(),
-                "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
-            ),
-            _ => {}
         }
     }
 }
