@@ -1,13 +1,16 @@
 //! The three patch formats that need no knowledge of owners: JSON patch (RFC 6902), merge patch (RFC 7386) and
 //! strategic merge patch. Server-side apply is in [`crate::managed_fields`].
 
-use json_patch::{AddOperation, CopyOperation, PatchOperation, ReplaceOperation};
 use serde_json::{Map, Value, json};
 
 use crate::codec::{self, MediaType};
 use crate::go;
 use crate::schema::{Field, Kind, ListType, Schema};
 use crate::status::Status;
+
+pub mod json;
+
+use json::JsonPatch;
 
 /// More operations in one JSON patch are refused.
 pub const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
@@ -25,59 +28,19 @@ fn unprocessable() -> Status {
 /// RFC 6902: a list of operations.
 pub fn json_patch(target: &Value, patch: &[u8]) -> Result<Value, Status> {
     let refused = |why: String| Status::bad_request(format!("error decoding patch: {why}"));
-    let operations = match codec::decode_any(patch, MediaType::Json).map_err(|e| refused(e.message))? {
-        Value::Array(operations) => operations,
-        Value::Null => vec![],
-        other => {
-            let kind = codec::json::kind_of(&other);
-            return Err(refused(format!(
-                "json: cannot unmarshal {kind} into Go value of type []handlers.jsonPatchOp"
-            )));
-        }
-    };
-    if let Some(other) = operations.iter().find(|o| !o.is_object() && !o.is_null()) {
-        let kind = codec::json::kind_of(other);
-        return Err(refused(format!(
-            "json: cannot unmarshal {kind} into Go value of type handlers.jsonPatchOp"
-        )));
+    let patch = JsonPatch::decode(patch).map_err(refused)?;
+    if let Some(why) = patch.mistyped() {
+        return Err(refused(why));
     }
-    if operations.len() > MAX_JSON_PATCH_OPERATIONS {
+    if patch.len() > MAX_JSON_PATCH_OPERATIONS {
         return Err(Status::request_entity_too_large(format!(
             "The allowed maximum operations in a JSON patch is {MAX_JSON_PATCH_OPERATIONS}, got {}",
-            operations.len()
+            patch.len()
         )));
     }
     let mut value = target.clone();
-    for mut operation in operations {
-        // A value that is not given is null.
-        if let Value::Object(members) = &mut operation
-            && matches!(members.get("op").and_then(Value::as_str), Some("add" | "replace" | "test"))
-        {
-            members.entry("value").or_insert(Value::Null);
-        }
-        let operation = serde_json::from_value(operation).map_err(|_| unprocessable())?;
-        let operation = lenient(operation, &value);
-        json_patch::patch(&mut value, std::slice::from_ref(&operation)).map_err(|_| unprocessable())?;
-    }
+    patch.apply(&mut value).map_err(|_| unprocessable())?;
     Ok(value)
-}
-
-/// Upstream's library does not tell a missing member from one that is null, so that it can be replaced and copied.
-fn lenient(operation: PatchOperation, target: &Value) -> PatchOperation {
-    let member_of_object = |path: &json_patch::jsonptr::PointerBuf| {
-        path.parent().and_then(|parent| parent.resolve(target).ok()).is_some_and(Value::is_object)
-    };
-    match operation {
-        PatchOperation::Replace(ReplaceOperation { path, value }) if member_of_object(&path) => {
-            PatchOperation::Add(AddOperation { path, value })
-        }
-        PatchOperation::Copy(CopyOperation { from, path })
-            if member_of_object(&from) && from.resolve(target).is_err() =>
-        {
-            PatchOperation::Add(AddOperation { path, value: Value::Null })
-        }
-        other => other,
-    }
 }
 
 /// RFC 7386: objects are merged, null deletes, all else replaces.
@@ -85,8 +48,42 @@ pub fn merge_patch(target: &Value, patch: &[u8]) -> Result<Value, Status> {
     let decoding = |why: String| Status::bad_request(format!("error decoding patch: {why}"));
     let patch = parse(patch).map_err(decoding)?.ok_or_else(|| Status::bad_request("Invalid JSON Patch"))?;
     let mut value = target.clone();
-    json_patch::merge(&mut value, &Value::Object(patch));
+    merge(&mut value, Value::Object(patch));
     Ok(value)
+}
+
+/// Upstream's library drops null members of what is new too, also of objects in lists; but not of a list that takes an
+/// object's place.
+fn merge(target: &mut Value, patch: Value) {
+    match (target, patch) {
+        (Value::Object(target), Value::Object(patch)) => {
+            for (name, value) in patch {
+                match target.get_mut(&name) {
+                    _ if value.is_null() => {
+                        target.remove(&name);
+                    }
+                    Some(current) if !current.is_null() => merge(current, value),
+                    _ => {
+                        target.insert(name, without_nulls(value));
+                    }
+                }
+            }
+        }
+        (target, patch) if target.is_object() => *target = patch,
+        (target, patch) => *target = without_nulls(patch),
+    }
+}
+
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(members) => members
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| (name, without_nulls(value)))
+            .collect(),
+        Value::Array(elements) => elements.into_iter().map(without_nulls).collect(),
+        other => other,
+    }
 }
 
 /// Merges by the patch strategies and merge keys of the schema; understands the `$patch`, `$retainKeys`,
@@ -162,25 +159,18 @@ fn merge_object(
     mut patch: Map<String, Value>,
     schema: Option<&Schema>,
 ) -> Result<(), Status> {
-    match patch.remove("$patch") {
+    match patch.get("$patch").map(Value::as_str) {
         None => {}
-        Some(Value::String(how)) => match how.as_str() {
-            "replace" => {
-                *target = without_directives(patch);
-                return Ok(());
-            }
-            "delete" => {
-                target.clear();
-                return Ok(());
-            }
-            "merge" => {}
-            other => {
-                patch.insert("$patch".into(), other.into());
-                let patch = go::plain(&Value::Object(patch));
-                return Err(Status::unknown(format!("unknown patch type: {other} in map: {patch}")));
-            }
-        },
-        Some(other) => return Err(Status::bad_request(format!("unexpected patch type: {other}"))),
+        Some(Some("replace")) => {
+            patch.remove("$patch");
+            *target = without_directives(patch);
+            return Ok(());
+        }
+        Some(Some("delete")) => {
+            target.clear();
+            return Ok(());
+        }
+        Some(_) => return Err(unknown_directive(&patch)),
     }
     if let Some(keys) = patch.remove("$retainKeys") {
         let Value::Array(keys) = keys else {
@@ -268,6 +258,17 @@ fn merge_object(
     Ok(())
 }
 
+/// A `$patch` that is none there is.
+fn unknown_directive(patch: &Map<String, Value>) -> Status {
+    let told = match patch.get("$patch") {
+        Some(Value::String(directive)) => directive.clone(),
+        Some(other) => format!("%!s({}={})", go::kind(other), go::plain(other)),
+        None => String::new(),
+    };
+    let patch = go::plain(&Value::Object(patch.clone()));
+    Status::unknown(format!("unknown patch type: {told} in map: {patch}"))
+}
+
 /// The elements of a patch have to be in the order it gives.
 fn check_order(patch: &[Value], order: &[Value], key: &str) -> Result<(), Status> {
     let same = |element: &Value, ordered: &Value| match key {
@@ -336,7 +337,7 @@ fn merge_list(
     };
     let (order, before) = (ids(&patch), ids(&current));
     for element in patch {
-        let Value::Object(mut element) = element else {
+        let Value::Object(element) = element else {
             return Err(unprocessable());
         };
         let Some(id) = element.get(key).cloned() else {
@@ -352,8 +353,9 @@ fn merge_list(
                 continue;
             }
             Some("merge") => {
-                element.remove("$patch");
+                return Err(Status::unknown("merging lists cannot yet be specified in the patch"));
             }
+            _ if element.contains_key("$patch") => return Err(unknown_directive(&element)),
             _ => {}
         }
         match current.iter_mut().find(|v| same(v)) {
@@ -486,6 +488,13 @@ mod tests {
                 "map: map[image:x] does not contain declared merge key: name",
             ),
             (r#"{"spec":{"$patch":"x","a":1}}"#, 500, "unknown patch type: x in map: map[$patch:x a:1]"),
+            (r#"{"spec":{"$patch":"merge"}}"#, 500, "unknown patch type: merge in map: map[$patch:merge]"),
+            (r#"{"spec":{"$patch":5}}"#, 500, "unknown patch type: %!s(int64=5) in map: map[$patch:5]"),
+            (
+                r#"{"spec":{"containers":[{"name":"a","$patch":"merge"}]}}"#,
+                500,
+                "merging lists cannot yet be specified in the patch",
+            ),
             (
                 r#"{"spec":{"$setElementOrder/containers":[{"name":"z"}],"containers":[{"name":"a"}]}}"#,
                 500,
@@ -526,6 +535,13 @@ mod tests {
             merge_patch(&target, br#"{"a":{"b":null,"c":[3]},"d":"e"}"#).unwrap(),
             json!({"a": {"c": [3]}, "d": "e"})
         );
+        for (target, patch, want) in [
+            (json!({"a": 1}), r#"{"a":[{"x":null,"y":1},null]}"#, json!({"a": [{"y": 1}, null]})),
+            (json!({"a": {}}), r#"{"a":[{"x":null}]}"#, json!({"a": [{"x": null}]})),
+            (json!({"a": null}), r#"{"a":{"x":null,"y":{"z":null}}}"#, json!({"a": {"y": {}}})),
+        ] {
+            assert_eq!(merge_patch(&target, patch.as_bytes()).unwrap(), want, "{patch}");
+        }
         for (bad, message) in [
             ("null", "Invalid JSON Patch"),
             ("", "error decoding patch: unexpected end of JSON input"),

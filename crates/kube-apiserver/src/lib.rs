@@ -28,6 +28,7 @@ pub mod resource_metrics;
 pub mod seams;
 pub mod security;
 pub mod server;
+mod server_certificates;
 mod server_id;
 pub mod tasks;
 pub mod tokens;

@@ -290,6 +290,7 @@ pub fn recheck(
                 .map(|d| d.complaints.into_iter().filter(|c| c.starts_with("duplicate")).collect())
                 .unwrap_or_default()
         }
+        PatchKind::Json if strictness != Strictness::Ignore => patch::json::complaints(patch),
         _ => Vec::new(),
     };
     if strictness == Strictness::Strict && !doubled.is_empty() {

@@ -11,7 +11,7 @@ use http::{HeaderValue, Request, Response, header};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
@@ -19,8 +19,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::webhooks::client;
 use crate::http::Body;
-use crate::proxy::dial::Unverified;
 use crate::seams::Objects;
+use crate::server_certificates;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CONFIGS_MAX: usize = 64;
@@ -48,19 +48,7 @@ impl Transport {
         if let Some(known) = self.configs.lock().get(&bundle) {
             return Ok(known.clone());
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder =
-            ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-        let builder = match &bundle {
-            None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))),
-            Some(pem) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in CertificateDer::pem_slice_iter(pem) {
-                    roots.add(certificate?)?;
-                }
-                builder.with_root_certificates(roots)
-            }
-        };
+        let builder = server_certificates::checked_by(bundle.as_deref())?;
         let config = Arc::new(match &self.identity {
             Some((chain, key)) => builder.with_client_auth_cert(chain.clone(), key.clone_key())?,
             None => builder.with_no_client_auth(),

@@ -7,17 +7,15 @@ use apimachinery::status::Status;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
 
 use super::KubeletClient;
 use crate::http::Body;
+use crate::server_certificates;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -51,22 +49,7 @@ pub struct Dialer {
 
 impl Dialer {
     pub fn new(client: &KubeletClient, tasks: TaskTracker) -> anyhow::Result<Dialer> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = || {
-            rustls::ClientConfig::builder_with_provider(provider.clone())
-                .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        };
-        let unverified = Arc::new(Unverified(provider.clone()));
-        let verified = match &client.ca {
-            Some(ca) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in CertificateDer::pem_slice_iter(ca) {
-                    roots.add(certificate?)?;
-                }
-                builder()?.with_root_certificates(roots)
-            }
-            None => builder()?.dangerous().with_custom_certificate_verifier(unverified.clone()),
-        };
+        let verified = server_certificates::checked_by(client.ca.as_deref())?;
         let kubelet = match (&client.certificate, &client.key) {
             (Some(certificate), Some(key)) => {
                 let chain = CertificateDer::pem_slice_iter(certificate).collect::<Result<Vec<_>, _>>()?;
@@ -74,7 +57,7 @@ impl Dialer {
             }
             _ => verified.with_no_client_auth(),
         };
-        let plain = builder()?.dangerous().with_custom_certificate_verifier(unverified).with_no_client_auth();
+        let plain = server_certificates::checked_by(None)?.with_no_client_auth();
         Ok(Dialer { kubelet: Arc::new(kubelet), plain: Arc::new(plain), tasks })
     }
 
@@ -115,44 +98,5 @@ impl Dialer {
             }
         });
         sender.send_request(request).await.map_err(|e| unreachable(&e))
-    }
-}
-
-/// Accepts any certificate of a holder of its key, as upstream does for kubelets without a configured authority.
-#[derive(Debug)]
-pub struct Unverified(pub Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

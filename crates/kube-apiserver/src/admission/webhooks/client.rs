@@ -11,15 +11,15 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::admission::items;
 use crate::seams::Objects;
+use crate::server_certificates;
 
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 const CONFIGS_MAX: usize = 256;
@@ -76,16 +76,8 @@ impl Client {
         if let Some(config) = self.configs.lock().get(&bundle) {
             return Ok(config.clone());
         }
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&bundle) {
-            let certificate = certificate.map_err(|e| format!("caBundle: {e}"))?;
-            roots.add(certificate).map_err(|e| format!("caBundle: {e}"))?;
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| e.to_string())?
-            .with_root_certificates(roots)
+        let config = server_certificates::checked_by(Some(&bundle))
+            .map_err(|e| format!("caBundle: {e}"))?
             .with_no_client_auth();
         let config = Arc::new(config);
         let mut configs = self.configs.lock();

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use apimachinery::patch::json::JsonPatch;
 use apimachinery::status::Status;
 use arc_swap::ArcSwapOption;
 use base64::Engine as _;
@@ -433,8 +434,8 @@ fn patched(
         Ending::Failed(format!("received undecodable patch in webhook response: {e}"))
     };
     let patch = STANDARD.decode(patch).map_err(|e| undecodable(&e))?;
-    let patch: json_patch::Patch = serde_json::from_slice(&patch).map_err(|e| undecodable(&e))?;
-    if patch.0.is_empty() {
+    let patch = JsonPatch::decode(&patch).map_err(|e| undecodable(&e))?;
+    if patch.is_empty() {
         return Ok(None);
     }
     if request.operation == Operation::Delete || !request.object.is_object() {
@@ -443,7 +444,7 @@ fn patched(
         )));
     }
     let mut object = matching::in_version(request.object, presented);
-    json_patch::patch(&mut object, &patch).map_err(|e| Ending::Fatal(failure::internal(e)))?;
+    patch.apply(&mut object).map_err(|e| Ending::Fatal(failure::internal(e)))?;
     let own = Presented { version: request.version.to_owned(), ..presented.clone() };
     let object = matching::in_version(&object, &own);
     Ok((object != *request.object).then_some(object))
