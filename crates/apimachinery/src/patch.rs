@@ -174,7 +174,7 @@ fn merge_object(
     }
     if let Some(keys) = patch.remove("$retainKeys") {
         let Value::Array(keys) = keys else {
-            return Err(Status::bad_request("invalid patch format of retainKeys list"));
+            return Err(Status::bad_request("invalid patch format of retainKeys"));
         };
         if patch.iter().any(|(k, v)| !v.is_null() && !k.starts_with('$') && !keys.iter().any(|x| x == k)) {
             return Err(Status::bad_request("invalid patch format of retainKeys"));
@@ -230,32 +230,43 @@ fn merge_object(
             Value::Null => {
                 target.remove(&name);
             }
-            Value::Object(value) => {
-                let replaces = field.is_some_and(|f| f.patch_strategy == "replace");
-                match target.get_mut(&name) {
-                    Some(Value::Object(current)) if !replaces => merge_object(current, value, member)?,
-                    _ => {
-                        let mut fresh = Map::new();
-                        merge_object(&mut fresh, value, member)?;
-                        target.insert(name, Value::Object(fresh));
+            value => match (target.get_mut(&name), value) {
+                (Some(Value::Object(current)), Value::Object(value)) => {
+                    if field.is_some_and(|f| f.patch_strategy == "replace") {
+                        *current = without_directives(value);
+                    } else {
+                        merge_object(current, value, member)?;
                     }
                 }
-            }
-            Value::Array(value) => {
-                let merges = field.is_some_and(Field::merges);
-                let current = match target.remove(&name) {
-                    Some(Value::Array(list)) if merges => list,
-                    _ => vec![],
-                };
-                let list = if merges { merge_list(current, value, field)? } else { value };
-                target.insert(name, Value::Array(list));
-            }
-            scalar => {
-                target.insert(name, scalar);
-            }
+                (Some(Value::Array(current)), Value::Array(value)) => {
+                    *current = merge_list(std::mem::take(current), value, field)?;
+                }
+                // What is not there yet, or is of another type, is taken as it is given.
+                (_, value) => match fresh(value) {
+                    Some(value) => {
+                        target.insert(name, value);
+                    }
+                    None => {
+                        target.remove(&name);
+                    }
+                },
+            },
         }
     }
     Ok(())
+}
+
+/// What a value is that has nothing to merge with: itself without nulls and directives. `None` where it is one itself.
+fn fresh(value: Value) -> Option<Value> {
+    Some(match value {
+        Value::Object(members) if members.contains_key("$patch") => return None,
+        Value::Object(members) => without_directives(members)
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, fresh(value)?)))
+            .collect(),
+        Value::Array(elements) => elements.into_iter().filter_map(fresh).collect(),
+        other => other,
+    })
 }
 
 /// A `$patch` that is none there is.
@@ -470,6 +481,17 @@ mod tests {
                 json!({"name": "a", "image": "1", "args": ["y"], "ports": [{"containerPort": 81}, {"containerPort": 80}]}),
             ),
             (json!({"spec": {"containers": [{"name": "c"}]}}), "/spec/containers/0/name", json!("c")),
+            (
+                json!({"spec": {"tolerations": [{"key": "a", "value": null}, {"$patch": "delete", "key": "b"}],
+                    "imagePullSecrets": [{}], "hostAliases": [{"hostnames": ["x"]}]}}),
+                "/spec/tolerations",
+                json!([{"key": "a"}]),
+            ),
+            (
+                json!({"spec": {"hostAliases": [{"hostnames": ["x"]}]}}),
+                "/spec/hostAliases",
+                json!([{"hostnames": ["x"]}]),
+            ),
             (
                 json!({"spec": {"affinity": {"nodeAffinity": null, "podAffinity": {}}}}),
                 "/spec/affinity",

@@ -274,8 +274,32 @@ pub fn recheck(
             let why = not_registered(shape, version, kind);
             return Err(unpatchable(value.to_string(), &why));
         }
+        if ["apiVersion", "kind"].iter().any(|name| !matches!(value[*name], Value::Null | Value::String(_))) {
+            let text = value.to_string();
+            if let Err(why) = codec::type_meta(text.as_bytes(), MediaType::Json) {
+                return Err(unpatchable(text, &why.message));
+            }
+        }
+        if version.is_empty() {
+            // Upstream reads it as of the version it keeps objects in, which has no metadata that JSON could name.
+            return Err(Status::bad_request(
+                "the name of the object (one based on URL) was undeterminable: name must be provided",
+            ));
+        }
     }
-    check_kind(&mut value, shape)?;
+    if kind == PatchKind::Strategic
+        && let Some(members) = value.as_object_mut()
+    {
+        // The patch is laid on an object that is known to be of this kind.
+        members.remove("apiVersion");
+        members.remove("kind");
+    }
+    if let Err(status) = check_kind(&mut value, shape) {
+        return Err(match status.message.split_once(": ") {
+            Some((_, why)) if shape.is_builtin() => unpatchable(value.to_string(), why),
+            _ => status,
+        });
+    }
     let Some(schema) = shape.schema else { return Ok((value, Vec::new())) };
     let told = |why: &str| match kind {
         PatchKind::Strategic => {
