@@ -36,6 +36,7 @@ impl std::fmt::Display for Wanted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Policy {
     enforce: Wanted,
+    audit: Wanted,
     warn: Wanted,
 }
 
@@ -82,7 +83,7 @@ fn policy<'a>(label: impl Fn(&str) -> Option<&'a str>) -> (Policy, Vec<Problem>)
         (wanted, good_level, has_version)
     };
     let (enforce, good_enforce, _) = read("enforce", Level::Restricted);
-    let _ = read("audit", Level::Privileged);
+    let (audit, _, _) = read("audit", Level::Privileged);
     let (mut warn, _, has_warn_version) = read("warn", Level::Privileged);
     // Whoever enforces a level wants to hear of templates above it.
     if label(&format!("{PREFIX}warn")).is_none() && good_enforce && enforce.level > warn.level {
@@ -91,7 +92,7 @@ fn policy<'a>(label: impl Fn(&str) -> Option<&'a str>) -> (Policy, Vec<Problem>)
             warn.version = enforce.version.clone();
         }
     }
-    (Policy { enforce, warn }, problems)
+    (Policy { enforce, audit, warn }, problems)
 }
 
 fn of_object(object: &Value) -> (Policy, Vec<Problem>) {
@@ -133,8 +134,16 @@ pub(super) fn validate(context: &Context, request: &mut AdmissionRequest<'_>) ->
         return Ok(());
     }
     let Some(namespace) = context.objects.get("", "namespaces", "", request.namespace) else { return Ok(()) };
-    let (policy, _) = policy(|key| namespace.attributes.label(key));
-    if policy.enforce.level == Level::Privileged && policy.warn.level == Level::Privileged {
+    let (policy, problems) = policy(|key| namespace.attributes.label(key));
+    let mut annotate = |name: &str, text: String| {
+        request.annotations.insert(format!("{PREFIX}{name}"), text);
+    };
+    let privileged =
+        [&policy.enforce, &policy.audit, &policy.warn].iter().all(|w| w.level == Level::Privileged);
+    if privileged && problems.is_empty() {
+        if is_pod {
+            annotate("enforce-policy", "privileged:latest".to_owned());
+        }
         return Ok(());
     }
     if is_pod && request.old_object.is_some_and(|old| !is_significant(request.object, old)) {
@@ -148,7 +157,16 @@ pub(super) fn validate(context: &Context, request: &mut AdmissionRequest<'_>) ->
             None => return Ok(()),
         }
     };
+    if !problems.is_empty() {
+        annotate("error", format!("Failed to parse policy: {}", together(&problems)));
+    }
+    let audited = violations(policy.audit.level, metadata, spec);
+    if !audited.is_empty() {
+        let text = format!("would violate PodSecurity \"{}\": {}", policy.audit, describe(&audited));
+        annotate("audit-violations", text);
+    }
     if is_pod {
+        annotate("enforce-policy", policy.enforce.to_string());
         let found = violations(policy.enforce.level, metadata, spec);
         if !found.is_empty() {
             let text = format!("violates PodSecurity \"{}\": {}", policy.enforce, describe(&found));
@@ -161,6 +179,16 @@ pub(super) fn validate(context: &Context, request: &mut AdmissionRequest<'_>) ->
         request.warnings.push(text);
     }
     Ok(())
+}
+
+/// Problems with labels, in one text.
+fn together(problems: &[Problem]) -> String {
+    let one =
+        |(key, value, what): &Problem| format!("metadata.labels[{key}]: Invalid value: {value:?}: {what}");
+    match problems {
+        [problem] => one(problem),
+        problems => format!("[{}]", problems.iter().map(one).collect::<Vec<_>>().join(", ")),
+    }
 }
 
 /// Labels must be readable; pods above a newly enforced level are told about.
@@ -250,6 +278,7 @@ mod tests {
             ("enforce", "baseline", true, true),
             ("enforce", "privileged", false, false),
             ("warn", "baseline", false, true),
+            ("audit", "baseline", false, false),
         ] {
             let objects = Arc::new(FakeObjects::default());
             objects.put("", "namespaces", labelled(mode, level));
@@ -265,6 +294,15 @@ mod tests {
             } else {
                 assert_eq!(request.warnings.len(), usize::from(want_warned));
             }
+            let enforced = if mode == "enforce" { level } else { "privileged" };
+            let told = |what: &str| request.annotations.get(&format!("{PREFIX}{what}")).cloned();
+            assert_eq!(told("enforce-policy"), Some(format!("{enforced}:latest")));
+            assert_eq!(
+                told("audit-violations").is_some_and(
+                    |t| t.starts_with("would violate PodSecurity \"baseline:latest\": host namespaces")
+                ),
+                mode == "audit"
+            );
             let mut request = Request::create("apps", "deployments", deployment.clone());
             request.with(|r| validate(&context, r)).unwrap();
             assert_eq!(request.warnings.len(), usize::from(want_warned), "{mode} {level}");
