@@ -1,4 +1,4 @@
-//! Dropping what a schema does not know.
+//! Dropping what a schema does not know, and nulls where it knows none.
 
 use serde_json::Value;
 
@@ -57,10 +57,77 @@ fn walk(value: &mut Value, schema: &Schema, path: &mut String, complaints: &mut 
     }
 }
 
+/// Removes the members of a custom resource that are null although their schema neither allows that nor has a default to put
+/// there. Elements of lists stay.
+pub fn nulls(value: &mut Value, schema: &Schema) {
+    let stays = |of: &Schema| !of.is_custom() || of.nullable() || of.default().is_some();
+    // Metadata is read as its type.
+    if !schema.is_custom() {
+        return;
+    }
+    match (&schema.kind, value) {
+        (Kind::Object(_), Value::Object(object)) => object.retain(|name, member| {
+            let Some(field) = schema.field(name) else { return true };
+            if member.is_null() {
+                return stays(&field.schema);
+            }
+            nulls(member, &field.schema);
+            true
+        }),
+        (Kind::Map(values), Value::Object(object)) => object.retain(|_, member| {
+            if member.is_null() {
+                return stays(values);
+            }
+            nulls(member, values);
+            true
+        }),
+        (Kind::List(items, _), Value::Array(list)) => {
+            for item in list {
+                nulls(item, items);
+            }
+        }
+        _ => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn nulls_go_where_none_are_allowed() {
+        let text = json!({"type": "string"});
+        let schema = Schema::custom(
+            &json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "text": text,
+            "default": {"type": "string", "default": "x"},
+            "nullable": {"type": "string", "nullable": true},
+            "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {"text": text}},
+            "any": {"x-kubernetes-preserve-unknown-fields": true},
+            "map": {"type": "object", "additionalProperties": text},
+            "default_map": {"type": "object", "additionalProperties": {"type": "string", "default": "x"}},
+            "open_map": {"type": "object", "additionalProperties": true},
+            "list": {"type": "array", "items": {"type": "object", "properties": {"text": text}}}}}}}),
+        );
+        for (before, after) in [
+            (json!({"text": null}), json!({})),
+            (json!({"default": null, "nullable": null}), json!({"default": null, "nullable": null})),
+            (json!({"free": {"text": null, "other": null}}), json!({"free": {"other": null}})),
+            (json!({"any": null}), json!({})),
+            (json!({"any": {"a": null}}), json!({"any": {"a": null}})),
+            (json!({"map": {"a": null, "b": "c"}}), json!({"map": {"b": "c"}})),
+            (json!({"default_map": {"a": null}}), json!({"default_map": {"a": null}})),
+            (json!({"open_map": {"a": null}}), json!({"open_map": {"a": null}})),
+            (json!({"list": [null, {"text": null}]}), json!({"list": [null, {}]})),
+            (Value::Null, Value::Null),
+        ] {
+            let mut value = json!({"metadata": {"name": "x"}, "spec": before});
+            nulls(&mut value, &schema);
+            let spec = value.as_object_mut().unwrap().remove("spec").unwrap_or_default();
+            assert_eq!(spec, after);
+        }
+    }
 
     #[test]
     fn prunes() {

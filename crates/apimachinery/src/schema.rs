@@ -483,7 +483,7 @@ fn from_open_api(open_api: &Value) -> Schema {
         "object" | "" if open_api["properties"].is_object() => Kind::Object(properties(open_api)),
         "object" if additional.is_object() => Kind::Map(from_open_api(additional).into()),
         "object" if additional == &Value::Bool(true) => {
-            Kind::Map(Schema::make(Kind::Any, "", "", CUSTOM | PRESERVE).into())
+            Kind::Map(Schema::make(Kind::Any, "", "", CUSTOM | PRESERVE | NULLABLE).into())
         }
         "object" => Kind::Object(Fields::Owned(Box::default())),
         "array" => {

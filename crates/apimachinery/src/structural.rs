@@ -141,7 +141,7 @@ impl Validator {
             return;
         }
         if self.int_or_string {
-            if !(value.is_string() || value.as_i64().is_some() || value.as_u64().is_some()) {
+            if !(value.is_string() || is_integer(value)) {
                 errors.push(type_error(path, "integer,string", kind_of(value)));
                 return;
             }
@@ -152,13 +152,20 @@ impl Validator {
                 "string" => value.is_string(),
                 "boolean" => value.is_boolean(),
                 "number" => value.is_number(),
-                "integer" => {
-                    value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|f| f.fract() == 0.0)
-                }
+                "integer" => is_integer(value),
                 _ => true,
             };
             if !fits {
-                errors.push(type_error(path, kind, kind_of(value)));
+                errors.push(match value {
+                    // Told by the format, where there is one.
+                    Value::Bool(_) | Value::Number(_) | Value::Object(_) if !self.format.is_empty() => {
+                        type_error(path, &self.format, format_of(value))
+                    }
+                    _ => type_error(path, kind, kind_of(value)),
+                });
+                if let Some(number) = value.as_f64() {
+                    self.check_number(number, value, path, &invalid, errors);
+                }
                 return;
             }
         }
@@ -171,7 +178,9 @@ impl Validator {
             errors.push(FieldError::not_supported(path, value.clone(), &allowed));
         }
         match value {
-            Value::Number(n) => self.check_number(n.as_f64().unwrap_or_default(), value, &invalid, errors),
+            Value::Number(n) => {
+                self.check_number(n.as_f64().unwrap_or_default(), value, path, &invalid, errors);
+            }
             Value::String(text) => self.check_text(text, value, path, &invalid, errors),
             Value::Array(list) => self.check_list(list, value, path, old, &invalid, errors),
             Value::Object(object) => {
@@ -214,9 +223,18 @@ impl Validator {
         &self,
         number: f64,
         value: &Value,
+        path: &Path,
         invalid: &dyn Fn(&Value, String) -> FieldError,
         errors: &mut Vec<FieldError>,
     ) {
+        if let Some(kind) = self.kind.as_deref().filter(|kind| !within(value, kind, &self.format)) {
+            let format = match self.format.as_str() {
+                "" => "(default format)".to_owned(),
+                format => format!("with format {format}"),
+            };
+            let text = format!("Checked value must be of type {kind} {format} in {}", shown(path));
+            errors.push(FieldError::invalid(&Path::root(), "", text));
+        }
         if let Some((min, exclusive)) = self.minimum {
             if exclusive && number <= min {
                 errors.push(invalid(value, format!("should be greater than {min}")));
@@ -235,16 +253,6 @@ impl Validator {
             && (number / step).fract() != 0.0
         {
             errors.push(invalid(value, format!("should be a multiple of {step}")));
-        }
-        let fits = match self.format.as_str() {
-            "int32" => (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&number),
-            _ => true,
-        };
-        if !fits {
-            errors.push(invalid(
-                value,
-                format!("must be of type {}: {}", self.format, quote(&value.to_string())),
-            ));
         }
     }
 
@@ -381,12 +389,43 @@ fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
-        Value::Number(n) if n.is_f64() => "number",
+        Value::Number(n) if !n.is_i64() => "number",
         Value::Number(_) => "integer",
         Value::String(_) => "string",
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     }
+}
+
+/// What Go calls the format of a value that it has read.
+fn format_of(value: &Value) -> &'static str {
+    match value {
+        Value::Number(n) if !n.is_i64() => "float64",
+        Value::Number(_) => "int64",
+        _ => "",
+    }
+}
+
+fn is_integer(value: &Value) -> bool {
+    value.is_i64() || value.as_f64().is_some_and(codec::numbers::is_whole)
+}
+
+/// Whether a number is one that its type and format can hold.
+fn within(value: &Value, kind: &str, format: &str) -> bool {
+    let number = value.as_f64().unwrap_or_default();
+    if kind == "number" {
+        return !matches!(format, "float" | "float32") || number.abs() <= f64::from(f32::MAX);
+    }
+    let whole = || number.fract() == 0.0;
+    // Bounds of 64 bits are powers of two, which doubles hold.
+    let (min, end) = match format {
+        "int32" => (f64::from(i32::MIN), f64::from(i32::MAX) + 1.0),
+        "uint32" => (0.0, f64::from(u32::MAX) + 1.0),
+        "uint64" => (0.0, 2f64.powi(64)),
+        _ if value.is_i64() => return true,
+        _ => (-2f64.powi(63), 2f64.powi(63)),
+    };
+    kind != "integer" || whole() && (min..end).contains(&number)
 }
 
 /// Equal as JSON: 1 is 1.0.
@@ -433,6 +472,8 @@ mod tests {
             "port": {"x-kubernetes-int-or-string": true},
             "maybe": {"type": "string", "nullable": true},
             "when": {"type": "string", "format": "date-time"},
+            "small": {"type": "integer", "format": "int32"},
+            "float": {"type": "number", "format": "float"},
             "list": {"type": "array", "maxItems": 2, "x-kubernetes-list-type": "set", "items": {"type": "string"}},
             "keyed": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["id"],
                 "items": {"type": "object", "properties": {"id": {"type": "integer"}}}},
@@ -451,6 +492,31 @@ mod tests {
                 json!({"name": 1}),
                 r#"spec.name: Invalid value: "integer": spec.name in body must be of type string: "integer""#,
             ),
+            (
+                json!({"name": "ab", "size": 7.5}),
+                r#"spec.size: Invalid value: "number": spec.size in body must be of type integer: "number"; <nil>: Invalid value: "": Checked value must be of type integer (default format) in spec.size; spec.size: Invalid value: 7.5: spec.size in body should be less than or equal to 5; spec.size: Invalid value: 7.5: spec.size in body should be a multiple of 2"#,
+            ),
+            (
+                json!({"name": "ab", "keyed": [{"id": 1e18}]}),
+                r#"spec.keyed[0].id: Invalid value: "number": spec.keyed[0].id in body must be of type integer: "number""#,
+            ),
+            (
+                json!({"name": "ab", "keyed": [{"id": 9_223_372_036_854_775_808u64}]}),
+                r#"spec.keyed[0].id: Invalid value: "number": spec.keyed[0].id in body must be of type integer: "number"; <nil>: Invalid value: "": Checked value must be of type integer (default format) in spec.keyed[0].id"#,
+            ),
+            (
+                json!({"name": "ab", "small": 1_099_511_627_776u64}),
+                r#"<nil>: Invalid value: "": Checked value must be of type integer with format int32 in spec.small"#,
+            ),
+            (
+                json!({"name": "ab", "small": 3.5}),
+                r#"spec.small: Invalid value: "float64": spec.small in body must be of type int32: "float64"; <nil>: Invalid value: "": Checked value must be of type integer with format int32 in spec.small"#,
+            ),
+            (
+                json!({"name": "ab", "float": 1e300}),
+                r#"<nil>: Invalid value: "": Checked value must be of type number with format float in spec.float"#,
+            ),
+            (json!({"name": "ab", "small": 3.0, "port": 3.0, "float": 3}), ""),
             (
                 json!({"name": "AB"}),
                 r#"spec.name: Invalid value: "AB": spec.name in body should match '^[a-z]+$'"#,

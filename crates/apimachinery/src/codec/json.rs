@@ -6,9 +6,9 @@ use base64::Engine;
 use serde_json::{Map, Number, Value};
 
 use super::inlined::inlined;
-use super::{DecodeError, Decoded, normalize_micro_time, normalize_time};
-use crate::quantity;
+use super::{DecodeError, Decoded, normalize_micro_time, normalize_time, numbers};
 use crate::schema::{Kind, Schema};
+use crate::{prune, quantity};
 
 /// Deeper nesting is refused; stored objects are read by readers that go to 128.
 const MAX_DEPTH: usize = 120;
@@ -21,6 +21,7 @@ pub(super) fn decode(bytes: &[u8], schema: &Schema, complain: bool, canonical: b
     let text = text_of(bytes);
     let mut reader = Reader::new(&text, complain, canonical);
     reader.root = Some(schema);
+    reader.custom = schema.is_custom();
     reader.blanks();
     let value = match reader.peek() {
         Some(b'{') => reader.value(schema)?.unwrap_or_default(),
@@ -34,7 +35,24 @@ pub(super) fn decode(bytes: &[u8], schema: &Schema, complain: bool, canonical: b
         }
     };
     reader.end()?;
-    Ok(Decoded { value, complaints: reader.complaints })
+    let (mut value, mut complaints) = (value, reader.complaints);
+    if schema.is_custom() {
+        if canonical {
+            prune::nulls(&mut value, schema);
+        }
+        complaints.sort_by(|a, b| rank(a).cmp(&rank(b)));
+    }
+    Ok(Decoded { value, complaints })
+}
+
+/// Of custom resources, fields that come twice are told first, in their order, then unknown ones: of the metadata, and all
+/// others by name.
+fn rank(complaint: &str) -> (u8, &str) {
+    match complaint.strip_prefix("unknown field ") {
+        None => (0, ""),
+        Some(path) if path.starts_with("\"metadata.") => (1, ""),
+        Some(path) => (2, path),
+    }
 }
 
 /// The bytes as text, broken characters replaced. Checking first is much quicker than replacing.
@@ -107,6 +125,8 @@ pub(super) struct Reader<'a> {
     inside: &'a str,
     /// The schema of the whole document, for messages.
     root: Option<&'a Schema>,
+    /// Whether the document is a custom resource, which Go reads without types.
+    custom: bool,
     complain: bool,
     canonical: bool,
     complaints: Vec<String>,
@@ -122,6 +142,7 @@ impl<'a> Reader<'a> {
             path: Vec::with_capacity(12),
             inside: "",
             root: None,
+            custom: false,
             complain,
             canonical,
             complaints: vec![],
@@ -358,6 +379,7 @@ impl<'a> Reader<'a> {
             let mut expected = 0;
             // The fields that were there, by their place in the schema; what is left out below leaves no other trace.
             let mut seen = 0u64;
+            let mut unknown: Vec<String> = Vec::new();
             loop {
                 let key = self.key()?;
                 match schema.field_near(&key, &mut expected) {
@@ -369,11 +391,6 @@ impl<'a> Reader<'a> {
                         let value = self.value(&field.schema)?;
                         let keep = match value {
                             None => None,
-                            Some(Value::Null)
-                                if !field.schema.nullable() && field.schema.default().is_some() =>
-                            {
-                                None
-                            }
                             Some(value) => {
                                 let drop = self.canonical
                                     && !field.pointer()
@@ -411,17 +428,29 @@ impl<'a> Reader<'a> {
                             self.complain("duplicate field", key.clone());
                         }
                         if let Some(mut value) = keep {
-                            if again && let Some(before) = object.remove(&*key) {
+                            if again
+                                && !self.custom
+                                && let Some(before) = object.remove(&*key)
+                            {
                                 value = laid_over(before, value);
                             }
                             object.insert(key.into_owned(), value);
                         }
                     }
                     None => {
-                        let value = self.any()?;
-                        if schema.preserves_unknown() {
-                            object.insert(key.into_owned(), value);
+                        let (key, value) = self.any_member(key)?;
+                        // What is applied to an object that declares nothing is owned before it is dropped.
+                        let applied = || custom && !self.canonical && schema.fields().is_empty();
+                        if schema.preserves_unknown() || applied() {
+                            self.insert(&mut object, key, value);
                         } else {
+                            if custom {
+                                if unknown.iter().any(|k| *k == key) {
+                                    self.complain("duplicate field", key.clone());
+                                } else if self.complain && unknown.len() < MAX_COMPLAINTS {
+                                    unknown.push(key.clone().into_owned());
+                                }
+                            }
                             self.complain("unknown field", key);
                         }
                     }
@@ -531,6 +560,27 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The value of a member without a type. Only custom resources are told where in it something is wrong.
+    fn any_member(&mut self, key: Cow<'a, str>) -> Result<(Cow<'a, str>, Value)> {
+        if !self.custom {
+            return Ok((key, self.any()?));
+        }
+        self.path.push(Segment::Key(key));
+        let value = self.any()?;
+        match self.path.pop() {
+            Some(Segment::Key(key)) => Ok((key, value)),
+            _ => Ok((Cow::Borrowed(""), value)),
+        }
+    }
+
+    /// Puts a member of what has no type into its object; one that comes twice is told of in custom resources.
+    fn insert(&mut self, object: &mut Map<String, Value>, key: Cow<'a, str>, value: Value) {
+        if self.custom && self.complain && object.contains_key(&*key) {
+            self.complain("duplicate field", key.clone());
+        }
+        object.insert(key.into_owned(), value);
+    }
+
     pub(super) fn any(&mut self) -> Result<Value> {
         match self.peek() {
             Some(b'{') => {
@@ -543,8 +593,8 @@ impl<'a> Reader<'a> {
                 } else {
                     loop {
                         let key = self.key()?;
-                        let value = self.any()?;
-                        object.insert(key.into_owned(), value);
+                        let (key, value) = self.any_member(key)?;
+                        self.insert(&mut object, key, value);
                         if self.after_member(b'}', "after object key:value pair")? {
                             break;
                         }
@@ -563,7 +613,13 @@ impl<'a> Reader<'a> {
                 } else {
                     loop {
                         self.blanks();
+                        if self.custom {
+                            self.path.push(Segment::Index(list.len()));
+                        }
                         list.push(self.any()?);
+                        if self.custom {
+                            self.path.pop();
+                        }
                         if self.after_member(b']', "after array element")? {
                             break;
                         }
@@ -580,6 +636,13 @@ impl<'a> Reader<'a> {
             }
             Some(b'-' | b'0'..=b'9') => {
                 let number = self.number()?;
+                if self.custom {
+                    return numbers::untyped(number).ok_or_else(|| {
+                        DecodeError::new(format!(
+                            "json: cannot unmarshal number {number} into Go value of type float64"
+                        ))
+                    });
+                }
                 Ok(parse_number(number))
             }
             _ => Err(self.unexpected("looking for beginning of value")),

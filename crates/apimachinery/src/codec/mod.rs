@@ -6,6 +6,7 @@
 
 mod inlined;
 pub mod json;
+pub mod numbers;
 pub mod protobuf;
 mod time;
 mod transcode;
@@ -437,5 +438,66 @@ mod tests {
         assert_eq!(decoded.value["spec"], json!({"size": "big", "on": false}));
         assert_eq!(decoded.complaints, [r#"unknown field "spec.z""#]);
         assert_eq!(type_meta(text, MediaType::Json).unwrap(), ("a/v1".into(), "A".into()));
+    }
+
+    #[test]
+    fn custom_resources_are_read_without_types() {
+        let schema = crate::schema::Schema::custom(
+            &json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "n": {"type": "number"}, "s": {"type": "string"}, "none": {"type": "object"},
+            "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}}),
+        );
+        for (spec, want, complaints) in [
+            (r#"{"n":3.0}"#, json!({"n": 3}), &[][..]),
+            (r#"{"n":9223372036854775808}"#, json!({"n": 9_223_372_036_854_775_808.0}), &[]),
+            (r#"{"s":null,"free":{"a":null}}"#, json!({"free": {"a": null}}), &[]),
+            (r#"{"s":"a","s":null}"#, json!({}), &["duplicate field \"spec.s\""]),
+            (
+                r#"{"free":{"a":{"b":1},"a":{"c":2,"c":3}}}"#,
+                json!({"free": {"a": {"c": 3}}}),
+                &["duplicate field \"spec.free.a.c\"", "duplicate field \"spec.free.a\""],
+            ),
+            (
+                r#"{"free":{"a":[{"b":1,"b":2}]}}"#,
+                json!({"free": {"a": [{"b": 2}]}}),
+                &["duplicate field \"spec.free.a[0].b\""],
+            ),
+            (
+                r#"{"u":1,"u":2,"c":{"d":1,"d":2}}"#,
+                json!({}),
+                &[
+                    "duplicate field \"spec.u\"",
+                    "duplicate field \"spec.c.d\"",
+                    "unknown field \"spec.c\"",
+                    "unknown field \"spec.u\"",
+                ],
+            ),
+            (r#"{"none":{"a":1}}"#, json!({"none": {}}), &["unknown field \"spec.none.a\""]),
+        ] {
+            let text =
+                format!(r#"{{"apiVersion":"a/v1","kind":"A","metadata":{{"name":"x"}},"spec":{spec}}}"#);
+            let decoded = decode(text.as_bytes(), MediaType::Json, &schema, Strictness::Warn).unwrap();
+            assert_eq!(
+                (&decoded.value["spec"], &decoded.complaints[..]),
+                (&want, &complaints.iter().map(|c| (*c).to_owned()).collect::<Vec<_>>()[..]),
+                "{spec}"
+            );
+        }
+        let text = br#"{"metadata":{"labels":{"a":"1"},"labels":{"b":"2"}},"spec":{"n":1},"spec":{"s":"a"}}"#;
+        let decoded = decode(text, MediaType::Json, &schema, Strictness::Warn).unwrap();
+        assert_eq!(decoded.value, json!({"metadata": {"labels": {"b": "2"}}, "spec": {"s": "a"}}));
+        let error =
+            decode(br#"{"spec":{"n":1e400}}"#, MediaType::Json, &schema, Strictness::Warn).unwrap_err();
+        assert_eq!(error.message, "json: cannot unmarshal number 1e400 into Go value of type float64");
+        let applied = |spec: Value| type_applied(&json!({"spec": spec}), &schema);
+        assert_eq!(
+            applied(json!({"none": {"a": {"b": 1}}})).unwrap()["spec"],
+            json!({"none": {"a": {"b": 1}}})
+        );
+        assert_eq!(
+            applied(json!({"s": 5})).unwrap_err().message,
+            "failed to create typed patch object (/; /, Kind=): .spec.s: expected string, got \
+             &value.valueUnstructured{Value:5}"
+        );
     }
 }

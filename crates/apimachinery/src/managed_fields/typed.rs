@@ -32,7 +32,9 @@ fn walk(value: &Value, schema: &Schema, path: &str, errors: &mut Vec<String>) {
                 let path = format!("{path}.{name}");
                 match schema.field(name) {
                     Some(field) => walk(value, &field.schema, &path, errors),
-                    None if schema.preserves_unknown() => {}
+                    // What declares nothing takes anything, which is dropped later.
+                    None if schema.preserves_unknown()
+                        || schema.is_custom() && schema.fields().is_empty() => {}
                     None => errors.push(format!("{path}: field not declared in schema")),
                 }
             }
@@ -47,8 +49,6 @@ fn walk(value: &Value, schema: &Schema, path: &str, errors: &mut Vec<String>) {
             walk_list(value, list, items, kind, schema, path, errors)
         }
         (Kind::List(..), other) => unexpected("list", format!("&{{{}}}", go::plain(other))),
-        // Types of custom resources are validated with their schema, later.
-        _ if schema.is_custom() => {}
         (Kind::String | Kind::Bytes | Kind::Time | Kind::MicroTime | Kind::Duration, other)
             if !other.is_string() =>
         {
