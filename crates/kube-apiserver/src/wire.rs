@@ -138,6 +138,59 @@ fn check_kind(value: &mut Value, shape: Shape<'_>) -> Result<(), Status> {
     Ok(())
 }
 
+/// The kind and version of a custom resource that was sent, neither of which may be left out.
+fn check_sent_kind(value: &Value, body: &[u8], encoding: Encoding, shape: Shape<'_>) -> Result<(), Status> {
+    let said = |name: &str| value[name].as_str().unwrap_or_default();
+    let wanted = api_version(shape.group, shape.version);
+    if said("kind").is_empty() {
+        let text = match encoding {
+            Encoding::Json => String::from_utf8_lossy(body).into_owned(),
+            _ => value.to_string(),
+        };
+        return Err(unrecognized(body, shape, &format!("Object 'Kind' is missing in '{text}'")));
+    }
+    if said("apiVersion") != wanted {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({}) does not match the expected API version ({wanted})",
+            said("apiVersion")
+        )));
+    }
+    check_same_kind(value, shape)
+}
+
+/// The kind and version that a patch left to a custom resource.
+fn check_patched_kind(value: &Value, shape: Shape<'_>) -> Result<(), Status> {
+    let told = |why: &str| unpatchable(value.to_string(), why);
+    let typed = json!({"apiVersion": value["apiVersion"], "kind": value["kind"]});
+    let (version, kind) =
+        codec::type_meta(&codec::encode_json(&typed), MediaType::Json).map_err(|e| told(&e.message))?;
+    if kind.is_empty() {
+        return Err(told(&format!("Object 'Kind' is missing in '{value}'")));
+    }
+    if version.is_empty() {
+        return Err(Status::internal("Object 'apiVersion' is missing in 'object has no apiVersion field'"));
+    }
+    check_same_kind(value, shape)
+}
+
+/// Custom resources are told to be of another kind or version as objects that are invalid.
+fn check_same_kind(value: &Value, shape: Shape<'_>) -> Result<(), Status> {
+    let said = |name: &str| value[name].as_str().unwrap_or_default();
+    let wanted = api_version(shape.group, shape.version);
+    let mut errors = Vec::new();
+    for (name, must) in [("kind", shape.kind), ("apiVersion", &wanted)] {
+        if said(name) != must {
+            errors.push(FieldError::invalid(&Path::new(name), said(name), format!("must be {must}")));
+        }
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let group = said("apiVersion").split_once('/').map_or("", |(group, _)| group);
+    let name = value["metadata"]["name"].as_str().unwrap_or_default();
+    Err(Status::invalid(said("kind"), group, name, errors))
+}
+
 type Read = (Value, Vec<String>);
 
 /// Reads an object; also returns what was dropped from it. In strict mode what would be dropped is an error.
@@ -165,16 +218,18 @@ pub fn decode(
                     Ok((version, _)) if version.matches('/').count() > 1 && shape.is_builtin() => {
                         unrecognized(body, shape, &format!("unexpected GroupVersion string: {version}"))
                     }
+                    // Custom resources of another kind are told as invalid, once they can be read.
+                    Ok(_) if !shape.is_builtin() => refused(error),
+                    Err(_) if error.message.ends_with(" into Go value of type float64") => refused(error),
                     Ok((version, kind)) => {
                         let mut other = json!({"apiVersion": version, "kind": kind});
                         check_kind(&mut other, shape).err().unwrap_or_else(|| refused(error))
                     }
-                    Err(why) if shape.is_builtin() => unrecognized(
+                    Err(why) => unrecognized(
                         body,
                         shape,
                         why.message.trim_start_matches("error converting YAML to JSON: "),
                     ),
-                    Err(_) => refused(error),
                 }
             })?;
             (decoded.value, decoded.complaints)
@@ -186,7 +241,10 @@ pub fn decode(
     {
         return Err(unrecognized(body, shape, &format!("unexpected GroupVersion string: {version}")));
     }
-    check_kind(&mut read.0, shape)?;
+    match shape.is_builtin() {
+        true => check_kind(&mut read.0, shape)?,
+        false => check_sent_kind(&read.0, body, encoding, shape)?,
+    }
     Ok(read)
 }
 
@@ -294,10 +352,12 @@ pub fn recheck(
         members.remove("apiVersion");
         members.remove("kind");
     }
-    if let Err(status) = check_kind(&mut value, shape) {
+    if !shape.is_builtin() {
+        check_patched_kind(&value, shape)?;
+    } else if let Err(status) = check_kind(&mut value, shape) {
         return Err(match status.message.split_once(": ") {
-            Some((_, why)) if shape.is_builtin() => unpatchable(value.to_string(), why),
-            _ => status,
+            Some((_, why)) => unpatchable(value.to_string(), why),
+            None => status,
         });
     }
     let Some(schema) = shape.schema else { return Ok((value, Vec::new())) };
@@ -317,11 +377,12 @@ pub fn recheck(
         PatchKind::Json if strictness != Strictness::Ignore => patch::json::complaints(patch),
         _ => Vec::new(),
     };
+    let lenient = if strictness == Strictness::Strict { Strictness::Warn } else { strictness };
+    let mut decoded = codec::normalize(&value, schema, lenient).map_err(|e| told(&e.message))?;
+    doubled.append(&mut decoded.complaints);
     if strictness == Strictness::Strict && !doubled.is_empty() {
         return Err(told(&format!("strict decoding error: {}", doubled.join(", "))));
     }
-    let mut decoded = codec::normalize(&value, schema, strictness).map_err(|e| told(&e.message))?;
-    doubled.append(&mut decoded.complaints);
     Ok((decoded.value, doubled))
 }
 
@@ -383,10 +444,11 @@ impl Serialize for Ordered<'_> {
 pub fn encode_value(value: &Value, accept: Accept) -> Result<Vec<u8>, String> {
     match accept.encoding {
         Encoding::Json if accept.pretty => {
-            serde_json::to_vec_pretty(&Ordered(value)).map_err(|e| e.to_string())
+            codec::numbers::to_vec_pretty(&Ordered(value)).map_err(|e| e.to_string())
         }
         Encoding::Json => {
-            let mut out = serde_json::to_vec(&Ordered(value)).map_err(|e| e.to_string())?;
+            let mut out = Vec::with_capacity(128);
+            codec::numbers::to_writer(&mut out, &Ordered(value)).map_err(|e| e.to_string())?;
             out.push(b'\n');
             Ok(out)
         }
@@ -408,7 +470,7 @@ pub fn encode_event(kind: &str, object: &Value, accept: Accept) -> Option<Bytes>
     out.extend_from_slice(b"{\"type\":\"");
     out.extend_from_slice(kind.as_bytes());
     out.extend_from_slice(b"\",\"object\":");
-    serde_json::to_writer(&mut out, &Ordered(object)).ok()?;
+    codec::numbers::to_writer(&mut out, &Ordered(object)).ok()?;
     out.extend_from_slice(b"}\n");
     Some(out.into())
 }

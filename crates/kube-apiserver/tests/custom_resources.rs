@@ -290,6 +290,243 @@ async fn fields_of_every_version_select() {
     assert!(message(wrong).contains("field label not supported: host"));
 }
 
+/// Two versions without a conversion: each is judged by its own schema, and keeps of what is stored what it knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn versions_have_schemas_of_their_own() {
+    let cluster = cluster().await;
+    let versions = |stored: &str| {
+        let version = |name: &str, properties: Value, required: Value| {
+            let spec = json!({"type": "object", "properties": properties, "required": required});
+            json!({"name": name, "served": true, "storage": name == stored,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}}})
+        };
+        json!([
+            version(
+                "v1",
+                json!({"name": {"type": "string"}, "old": {"type": "integer"}}),
+                json!(["name", "old"])
+            ),
+            version(
+                "v2",
+                json!({"name": {"type": "string"}, "new": {"type": "string", "default": "x"}}),
+                json!(["name"])
+            ),
+        ])
+    };
+    define(&cluster, versions("v1"), Value::Null).await;
+    let (v1, v2) = (things(&cluster, "v1"), things(&cluster, "v2"));
+    let post = PostParams::default();
+    let spec = |thing: DynamicObject| (thing.types.unwrap().api_version, thing.data["spec"].clone());
+    let said = |version: &str, spec: Value| (format!("{GROUP}/{version}"), spec);
+
+    v1.create(&post, &thing("v1", "a", json!({"spec": {"name": "a", "old": 5}}))).await.unwrap();
+    assert_eq!(spec(v1.get("a").await.unwrap()), said("v1", json!({"name": "a", "old": 5})));
+    // Defaults are those of the version that is stored.
+    assert_eq!(spec(v2.get("a").await.unwrap()), said("v2", json!({"name": "a"})));
+    // What v1 does not know is not stored.
+    let made = v2.create(&post, &thing("v2", "b", json!({"spec": {"name": "b", "new": "y"}}))).await.unwrap();
+    assert_eq!(spec(made), said("v2", json!({"name": "b"})));
+    let strict = |kind: &str, value: Value| {
+        let request = http::Request::builder()
+            .method("PATCH")
+            .uri(format!("/apis/{GROUP}/{kind}/namespaces/default/things/a?fieldValidation=Strict"))
+            .header("content-type", "application/merge-patch+json")
+            .body(serde_json::to_vec(&value).unwrap())
+            .unwrap();
+        cluster.client.request::<DynamicObject>(request)
+    };
+    // What v2 does not know is not what the client wrote.
+    strict("v2", json!({"metadata": {"labels": {"a": "b"}}})).await.unwrap();
+    // Which takes it away.
+    assert_eq!(spec(v1.get("a").await.unwrap()), said("v1", json!({"name": "a"})));
+
+    let definitions: Api<DynamicObject> = Api::all_with(
+        cluster.client.clone(),
+        &of_kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition"),
+    );
+    let patch = Patch::Merge(json!({"spec": {"versions": versions("v2")}}));
+    definitions.patch(&format!("things.{GROUP}"), &PatchParams::default(), &patch).await.unwrap();
+    let switched = async {
+        let probe = thing("v2", "probe", json!({"spec": {"name": "p", "new": "z"}}));
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        while v2.create(&dry, &probe).await.unwrap().data["spec"]["new"] != "z" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), switched).await.unwrap();
+
+    // Stored as v1 still.
+    assert_eq!(spec(v2.get("a").await.unwrap()), said("v2", json!({"name": "a"})));
+    let path = format!("/apis/{GROUP}/v1/namespaces/default/things");
+    let list = cluster.client.request_text(http::Request::get(path).body(Vec::new()).unwrap()).await.unwrap();
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!(
+        (&list["metadata"]["continue"], &list["items"][1]["apiVersion"]),
+        (&json!(""), &json!(format!("{GROUP}/v1")))
+    );
+    let listed: Vec<_> = v2.list(&ListParams::default()).await.unwrap().items.into_iter().map(spec).collect();
+    assert_eq!(listed, [said("v2", json!({"name": "a"})), said("v2", json!({"name": "b"}))]);
+    let watch = v2.watch(&WatchParams::default().timeout(20), "0").await.unwrap();
+    let mut watch = std::pin::pin!(watch);
+    let Some(Ok(WatchEvent::Added(seen))) = watch.next().await else { panic!("no event") };
+    assert_eq!(seen.types.unwrap().api_version, format!("{GROUP}/v2"));
+    // A change of nothing stores it anew, and the next one does not.
+    let nothing = Patch::Merge(json!({}));
+    let before = v2.get("a").await.unwrap().metadata.resource_version;
+    let rewritten = v2.patch("a", &PatchParams::default(), &nothing).await.unwrap();
+    assert_ne!(rewritten.metadata.resource_version, before);
+    let same = v2.patch("a", &PatchParams::default(), &nothing).await.unwrap();
+    assert_eq!(same.metadata.resource_version, rewritten.metadata.resource_version);
+    // Required of v1 only: there when v1 is judged, although v2 is stored.
+    let made = v1.create(&post, &thing("v1", "c", json!({"spec": {"name": "c", "old": 1}}))).await.unwrap();
+    assert_eq!(spec(made), said("v1", json!({"name": "c"})));
+    let apply = PatchParams::apply("test").force();
+    let config = Patch::Apply(thing("v1", "c", json!({"spec": {"name": "d", "old": 2}})));
+    assert_eq!(spec(v1.patch("c", &apply, &config).await.unwrap()), said("v1", json!({"name": "d"})));
+    let lacking = v1.patch("c", &PatchParams::default(), &Patch::Merge(json!({"spec": {"name": "e"}}))).await;
+    assert_eq!(
+        message(lacking.unwrap_err()),
+        "Thing.stable.example.com \"c\" is invalid: spec.old: Required value"
+    );
+    v1.delete("c", &Default::default()).await.unwrap();
+}
+
+/// What clients sent, as upstream reads and answers it: nulls, numbers, members that come twice, other kinds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_are_read_without_types() {
+    let cluster = cluster().await;
+    let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "i": {"type": "integer"}, "n": {"type": "number"}, "s": {"type": "string"}, "x": {"x-kubernetes-int-or-string": true},
+        "d": {"type": "string", "default": "z"}, "nullable": {"type": "string", "nullable": true},
+        "none": {"type": "object"},
+        "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}}});
+    define(&cluster, json!([{"name": "v1", "served": true, "storage": true, "schema": schema}]), Value::Null)
+        .await;
+    let send = |method: &str, path: &str, content: &str, body: String| {
+        let uri = format!("/apis/{GROUP}/v1/namespaces/default/things{path}");
+        let request = http::Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("content-type", content)
+            .body(body.into_bytes());
+        cluster.client.request_text(request.unwrap())
+    };
+    let body = |name: &str, spec: &str| {
+        format!(
+            r#"{{"apiVersion":"{GROUP}/v1","kind":"Thing","metadata":{{"name":"{name}"}},"spec":{spec}}}"#
+        )
+    };
+    for (i, (spec, want)) in [
+        (
+            r#"{"s":null,"d":null,"nullable":null,"free":{"a":null}}"#,
+            r#"{"d":"z","free":{"a":null},"nullable":null}"#,
+        ),
+        (r#"{"i":3.0,"n":1e20,"x":3.0}"#, r#"{"d":"z","i":3,"n":100000000000000000000,"x":3}"#),
+        (r#"{"n":9223372036854775808}"#, r#"{"d":"z","n":9223372036854776000}"#),
+        (r#"{"none":{"a":1}}"#, r#"{"d":"z","none":{}}"#),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("a{i}");
+        let want = format!(r#""spec":{want}}}"#);
+        let made = send("POST", "", "application/json", body(&name, spec)).await.unwrap();
+        assert!(made.contains(&want), "{made}");
+        let read = send("GET", &format!("/{name}"), "", String::new()).await.unwrap();
+        assert!(read.contains(&want), "{read}");
+    }
+    let merge = "application/merge-patch+json";
+    let json = "application/json-patch+json";
+    let strict = "?dryRun=All&fieldValidation=Strict";
+    for (method, path, content, sent, want) in [
+        (
+            "POST",
+            "?dryRun=All".to_owned(),
+            "application/json",
+            body("b", r#"{"i":9223372036854775808}"#),
+            "Thing.stable.example.com \"b\" is invalid: [spec.i: Invalid value: \"number\": spec.i in body must be of type \
+             integer: \"number\", <nil>: Invalid value: \"\": Checked value must be of type integer (default format) in \
+             spec.i]",
+        ),
+        (
+            "POST",
+            strict.to_owned(),
+            "application/json",
+            body("b", r#"{"free":{"a":1,"a":2},"u":1}"#),
+            "strict decoding error: duplicate field \"spec.free.a\", unknown field \"spec.u\"",
+        ),
+        (
+            "PATCH",
+            format!("/a0{strict}"),
+            merge,
+            r#"{"spec":{"free":{"b":1,"b":2}}}"#.to_owned(),
+            "strict decoding error: duplicate field \"spec.free.b\"",
+        ),
+        ("PATCH", "/a0".to_owned(), merge, r#"{"kind":null}"#.to_owned(), "Object 'Kind' is missing in '"),
+        (
+            "PATCH",
+            "/a0".to_owned(),
+            json,
+            r#"[{"op":"remove","path":"/kind"}]"#.to_owned(),
+            "Object 'Kind' is missing in '",
+        ),
+        (
+            "PATCH",
+            "/a0".to_owned(),
+            merge,
+            r#"{"apiVersion":null}"#.to_owned(),
+            "Object 'apiVersion' is missing in 'object has no apiVersion field'",
+        ),
+        (
+            "PATCH",
+            "/a0".to_owned(),
+            merge,
+            r#"{"apiVersion":"other/v1","kind":"Foo"}"#.to_owned(),
+            "Foo.other \"a0\" is invalid: [kind: Invalid value: \"Foo\": must be Thing, apiVersion: Invalid value: \
+             \"other/v1\": must be stable.example.com/v1]",
+        ),
+        (
+            "POST",
+            String::new(),
+            "application/json",
+            r#"{"apiVersion":"stable.example.com/v1"}"#.to_owned(),
+            "the object provided is unrecognized (must be of type Thing): Object 'Kind' is missing in \
+             '{\"apiVersion\":\"stable.example.com/v1\"}' ({\"apiVersion\":\"stable.example. ...)",
+        ),
+        (
+            "POST",
+            String::new(),
+            "application/json",
+            r#"{"kind":"Thing"}"#.to_owned(),
+            "the API version in the data () does not match the expected API version (stable.example.com/v1)",
+        ),
+        (
+            "PATCH",
+            "/a0?fieldManager=a&force=true".to_owned(),
+            "application/apply-patch+yaml",
+            body("a0", r#"{"s":5}"#),
+            "failed to create typed patch object (/a0; stable.example.com/v1, Kind=Thing): .spec.s: expected \
+             string, got &value.valueUnstructured{Value:5}",
+        ),
+    ] {
+        let error = message(send(method, &path, content, sent.clone()).await.unwrap_err());
+        assert!(error.contains(want), "{sent}: {error}");
+    }
+    // What declares nothing is owned although it is dropped.
+    let applied = send(
+        "PATCH",
+        "/c?fieldManager=a",
+        "application/apply-patch+yaml",
+        body("c", r#"{"none":{"a":{"b":1}}}"#),
+    );
+    let applied: Value = serde_json::from_str(&applied.await.unwrap()).unwrap();
+    assert_eq!(applied["spec"], json!({"d": "z", "none": {}}));
+    assert_eq!(
+        applied["metadata"]["managedFields"][0]["fieldsV1"],
+        json!({"f:spec": {"f:none": {"f:a": {".": {}, "f:b": {}}}}})
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn policies_tell_what_their_types_say() {
     let cluster = cluster().await;

@@ -31,12 +31,22 @@ use crate::seams::Objects;
 static NAMESPACED: Rules = Rules { namespaced: true, unconditional_update: false, ..DEFAULT };
 static CLUSTER: Rules = Rules { namespaced: false, unconditional_update: false, ..DEFAULT };
 
-/// One served version of a custom resource.
+/// A version that objects may be in.
+struct Version {
+    api_version: String,
+    schema: Arc<Schema>,
+    has_defaults: bool,
+}
+
+/// One served version of a custom resource. What clients write is in this version until it is stored.
 pub struct CustomResource {
     api_version: String,
     storage_api_version: String,
     schema: Arc<Schema>,
-    storage_schema: Arc<Schema>,
+    /// All there are: what is stored may be in any of them.
+    versions: Arc<[Version]>,
+    /// What the bytes of objects in the storage version begin with: members are stored by name, and that is the first.
+    stored_prefix: String,
     open_api: Value,
     validator: Validator,
     rules: Option<CelRules>,
@@ -157,8 +167,17 @@ pub fn entries(
     let versions: Vec<&Value> = spec["versions"].as_array().into_iter().flatten().collect();
     let Some(stored) = versions.iter().find(|v| v["storage"] == true) else { return Vec::new() };
     let storage_version = text(&stored["name"]);
-    let schema_of = |version: &Value| Schema::custom(&version["schema"]["openAPIV3Schema"]);
-    let storage_schema = schema_of(stored);
+    let all: Arc<[Version]> = versions
+        .iter()
+        .map(|version| {
+            let open_api = &version["schema"]["openAPIV3Schema"];
+            Version {
+                api_version: api_version(&group, &text(&version["name"])),
+                schema: Schema::custom(open_api),
+                has_defaults: has_default(open_api),
+            }
+        })
+        .collect();
     let selectable = selectable(value);
     let verbs = |verbs: &[&str]| verbs.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>();
     let conversion = Conversion::new(objects.clone(), spec).map(Arc::new);
@@ -195,12 +214,16 @@ pub fn entries(
             });
         }
         let labels = version["selectableFields"].as_array().into_iter().flatten();
+        let own_api_version = api_version(&group, &name);
+        let Some(own) = all.iter().find(|v| v.api_version == own_api_version) else { continue };
+        let storage_api_version = api_version(&group, &storage_version);
         let custom = CustomResource {
-            api_version: api_version(&group, &name),
-            storage_api_version: api_version(&group, &storage_version),
-            schema: if name == storage_version { storage_schema.clone() } else { schema_of(version) },
-            storage_schema: storage_schema.clone(),
-            has_defaults: has_default(&open_api),
+            stored_prefix: format!("{{\"apiVersion\":{},", json!(storage_api_version)),
+            schema: own.schema.clone(),
+            has_defaults: own.has_defaults,
+            versions: all.clone(),
+            api_version: own_api_version,
+            storage_api_version,
             validator: Validator::new(&open_api),
             rules: CelRules::new(&open_api),
             table: CustomTable::new(version),
@@ -331,13 +354,15 @@ impl CustomResource {
 
     /// Drops what the schema does not know, such as webhooks may have added.
     pub fn prune(&self, object: &mut Value) {
-        apimachinery::prune::prune(object, &self.storage_schema);
+        if !self.preserve_unknown {
+            apimachinery::prune::prune(object, &self.schema);
+        }
     }
 
     /// Fills in the schema's defaults.
     pub fn defaults(&self, object: &mut Value) {
         if self.has_defaults {
-            apimachinery::defaults::apply(object, &self.storage_schema);
+            apimachinery::defaults::apply(object, &self.schema);
         }
     }
 
@@ -366,13 +391,18 @@ impl CustomResource {
         fields(&self.selectable, object)
     }
 
-    /// Whether stored bytes are what clients of this version see.
     pub fn deprecation_warning(&self) -> &str {
         &self.deprecation_warning
     }
 
+    /// Whether the bytes of objects that are stored in the storage version are what clients of this version see.
     pub fn reads_verbatim(&self) -> bool {
-        !self.has_defaults && self.api_version == self.storage_api_version && self.conversion.is_none()
+        !self.has_defaults && self.api_version == self.storage_api_version
+    }
+
+    /// Whether an object is stored in what is the storage version now.
+    pub fn is_current(&self, object: &Encoded) -> bool {
+        object.body.starts_with(self.stored_prefix.as_bytes())
     }
 
     pub fn columns(&self) -> Vec<Value> {
@@ -387,12 +417,18 @@ impl CustomResource {
         self.scale
     }
 
-    pub fn schema(&self) -> Option<&Schema> {
-        Some(&self.schema)
+    /// Whether a webhook converts between versions.
+    pub fn has_webhook(&self) -> bool {
+        self.conversion.is_some()
     }
 
-    pub fn storage_schema(&self) -> Option<&Schema> {
-        Some(&self.storage_schema)
+    /// The schema of a version, such as `example.com/v1`.
+    pub fn schema_of(&self, api_version: &str) -> Option<&Schema> {
+        self.versions.iter().find(|v| v.api_version == api_version).map(|v| &*v.schema)
+    }
+
+    pub fn schema(&self) -> Option<&Schema> {
+        Some(&self.schema)
     }
 
     /// What a write through the main resource, or `status`, cannot change.
@@ -433,16 +469,29 @@ impl CustomResource {
         &self.fingerprint
     }
 
+    /// Turns a stored object into this version. What it lacks gets the defaults of the version it is stored in, as
+    /// upstream has it.
     pub fn from_storage(&self, object: &mut Value) -> Result<(), Status> {
-        self.convert(object, &self.api_version)?;
-        if self.has_defaults {
-            apimachinery::defaults::apply(object, &self.schema);
+        if let Some(version) = self.versions.iter().find(|v| object["apiVersion"] == *v.api_version) {
+            self.fit(object, &version.schema);
+            if version.has_defaults {
+                apimachinery::defaults::apply(object, &version.schema);
+            }
         }
-        Ok(())
+        self.convert(object, &self.api_version)
     }
 
+    /// Turns an object into the version that is stored.
     pub fn to_storage(&self, object: &mut Value) -> Result<(), Status> {
         self.convert(object, &self.storage_api_version)
+    }
+
+    /// Leaves of an object what a schema knows.
+    fn fit(&self, object: &mut Value, schema: &Schema) {
+        if !self.preserve_unknown {
+            apimachinery::prune::prune(object, schema);
+            apimachinery::prune::nulls(object, schema);
+        }
     }
 
     fn convert(&self, object: &mut Value, to: &str) -> Result<(), Status> {
@@ -450,6 +499,14 @@ impl CustomResource {
         if from == to {
             return Ok(());
         }
+        self.change_version(object, to)?;
+        if let Some(schema) = self.schema_of(to) {
+            self.fit(object, schema);
+        }
+        Ok(())
+    }
+
+    fn change_version(&self, object: &mut Value, to: &str) -> Result<(), Status> {
         if let Some(conversion) = &self.conversion {
             *object = conversion.convert_blocking(object.take(), to)?;
             return Ok(());

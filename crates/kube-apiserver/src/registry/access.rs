@@ -82,7 +82,7 @@ impl Writer for Access {
     ) -> Result<Arc<Encoded>, Status> {
         let (entry, user) = (self.entry(group, version, resource)?, own_user());
         crate::wire::complete(&mut object, &entry)?;
-        super::output::to_storage(&entry, &mut object)?;
+        super::output::to_working(&entry, &mut object);
         let namespace = meta::text(&object, "namespace").to_owned();
         Write::own(&self.0, &entry, &user).create(&namespace, object).await.map(|w| w.object)
     }
@@ -97,7 +97,7 @@ impl Writer for Access {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let (entry, user) = (self.entry(group, version, resource)?, own_user());
         crate::wire::complete(&mut object, &entry)?;
-        super::output::to_storage(&entry, &mut object)?;
+        super::output::to_working(&entry, &mut object);
         let (namespace, name) =
             (meta::text(&object, "namespace").to_owned(), meta::text(&object, "name").to_owned());
         let mut write = Write { subresource, ..Write::own(&self.0, &entry, &user) };

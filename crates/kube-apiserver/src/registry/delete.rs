@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::write::{Write, encode};
-use super::{Entry, Stored, meta, unchanged};
+use super::{Entry, Stored, meta, output, unchanged};
 use crate::custom;
 use crate::seams::{AdmissionRequest, Operation};
 use crate::security::failure;
@@ -287,7 +287,7 @@ impl Write<'_> {
         }
         for _ in 0..ATTEMPTS_MAX {
             let stored = registry.read(cache, &key).await?.ok_or_else(missing)?;
-            let old = stored.to_value().map_err(Status::internal)?;
+            let old = output::working(entry, &stored)?;
             for (said, what, is, so) in [
                 (&options.uid, "UID", meta::text(&old, "uid"), "deleted and then recreated"),
                 (
@@ -309,6 +309,7 @@ impl Write<'_> {
             let outcome = match plan(entry, &old, options, registry.clock.now()) {
                 Plan::Wait => return Ok(Deleted { object: stored, gone: false }),
                 Plan::Mark(mut new) => {
+                    output::worked(entry, &mut new)?;
                     let encoded = encode(entry, &mut new);
                     if self.dry_run {
                         let object = Encoded { resource_version: stored.resource_version, ..encoded };

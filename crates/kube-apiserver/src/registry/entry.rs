@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use api::Strategy;
 use apimachinery::codec::protobuf;
-use apimachinery::object::InOrder;
+use apimachinery::object::{Encoded, InOrder};
 use apimachinery::resources::ResourceInfo;
 use apimachinery::schema::Schema;
 use bytes::Bytes;
@@ -64,19 +64,15 @@ impl Entry {
         self.version == self.storage_version && self.group == self.storage_group
     }
 
+    /// Whether an object is stored in the storage version. Custom resources stay in what that was when they were written.
+    pub fn is_current(&self, object: &Encoded) -> bool {
+        self.custom.as_ref().is_none_or(|c| c.is_current(object))
+    }
+
     pub fn schema(&self) -> Option<&Schema> {
         match &self.custom {
             Some(custom) => custom.schema(),
             None => self.builtin_schema,
-        }
-    }
-
-    /// The schema of what is stored.
-    pub fn storage_schema(&self) -> Option<&Schema> {
-        match &self.custom {
-            Some(custom) => custom.storage_schema(),
-            None if self.is_storage_version() => self.builtin_schema,
-            None => apimachinery::schema::for_kind(&self.storage_group, &self.storage_version, &self.kind),
         }
     }
 

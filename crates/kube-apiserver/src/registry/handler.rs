@@ -498,7 +498,7 @@ async fn create(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Res
     let show = call.show(entry, registry)?;
     let mut object = call.decode(Shape::of(entry)).await?;
     check_identity(entry, &call.info, &mut object)?;
-    output::to_storage(entry, &mut object)?;
+    output::to_working(entry, &mut object);
     let user = call.user.clone();
     let mut write = call.write(registry, entry, &user, "")?;
     let written = write.create(&call.info.namespace, object).await;
@@ -516,7 +516,7 @@ pub async fn update(
     let mut object = call.decode(Shape::of(entry)).await?;
     check_name(&call.info, &object)?;
     check_identity(entry, &call.info, &mut object)?;
-    output::to_storage(entry, &mut object)?;
+    output::to_working(entry, &mut object);
     finish(registry, entry, call, sub, Change::Replace(object), show).await
 }
 
@@ -607,21 +607,18 @@ pub async fn patch(
             meta::set(&mut config, "name", call.info.name.as_str());
         }
         check_identity(entry, &call.info, &mut config)?;
-        if entry.custom.is_some() {
-            output::to_storage(entry, &mut config)?;
-        }
         return finish(registry, entry, call, sub, Change::Apply { config, force }, show).await;
     }
     let info = call.info.clone();
     let compute = |old: &Value| {
         let mut shown = old.clone();
-        output::from_storage(entry, &mut shown)?;
+        output::from_working(entry, &mut shown);
         let patched = wire::apply_patch(&shown, &body, kind, Shape::of(entry))?;
         check_name(&info, &patched)?;
         let (mut new, complaints) = wire::recheck(patched, &body, kind, strictness, Shape::of(entry))?;
         check_identity(entry, &info, &mut new)?;
         let warnings = if strictness == Strictness::Warn { complaints } else { Vec::new() };
-        output::to_storage(entry, &mut new)?;
+        output::to_working(entry, &mut new);
         Ok((new, warnings))
     };
     finish(registry, entry, call, sub, Change::With(&compute), show).await

@@ -313,7 +313,11 @@ fn list_metadata(page: &Page) -> Value {
 
 /// The answer with a page.
 pub async fn response(show: Show<'_>, page: Page) -> Result<Response<Body>, Status> {
-    let metadata = list_metadata(&page);
+    let mut metadata = list_metadata(&page);
+    if show.entry.custom.is_some() && show.accept.view == View::Whole && page.next.is_none() {
+        // Lists without a type say so when they are complete.
+        metadata["continue"] = "".into();
+    }
     let (kind, api_version) = match show.accept.view {
         View::Whole => (show.entry.list_kind.clone(), show.entry.api_version()),
         View::Metadata => ("PartialObjectMetadataList".to_owned(), show.accept.view_version().to_owned()),
@@ -326,7 +330,7 @@ pub async fn response(show: Show<'_>, page: Page) -> Result<Response<Body>, Stat
             return Ok(respond::value(StatusCode::OK, &table, show.accept));
         }
     };
-    if show.is_verbatim() {
+    if show.is_verbatim() && page.items.iter().all(|object| show.entry.is_current(object)) {
         let head = format!(
             "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{metadata},\"items\":[",
             json!(kind),

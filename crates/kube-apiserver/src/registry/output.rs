@@ -52,7 +52,7 @@ pub struct Show<'a> {
 }
 
 impl Show<'_> {
-    /// Whether clients get the stored bytes as they are.
+    /// Whether clients get stored bytes as they are, those of [current](Entry::is_current) objects.
     pub fn is_verbatim(&self) -> bool {
         self.accept.encoding == Encoding::Json
             && self.accept.view == View::Whole
@@ -88,7 +88,7 @@ impl Show<'_> {
 
     /// The answer with one object.
     pub fn response(&self, code: StatusCode, object: &Encoded) -> Result<Response<Body>, Status> {
-        if self.is_verbatim() {
+        if self.is_verbatim() && self.entry.is_current(object) {
             // One piece, small objects copied: every piece is a frame of its own.
             let body = if object.body.len() <= COPIED_BYTES_MAX {
                 let mut json = object.to_json();
@@ -174,24 +174,42 @@ pub fn partial(object: &Value, api_version: &str) -> Value {
 
 /// Turns a stored object into the version of `entry`.
 pub fn from_storage(entry: &Entry, value: &mut Value) -> Result<(), Status> {
-    if let Some(custom) = &entry.custom {
-        return custom.from_storage(value);
+    match &entry.custom {
+        Some(custom) => custom.from_storage(value),
+        None => {
+            from_working(entry, value);
+            Ok(())
+        }
     }
-    if !entry.is_storage_version() {
+}
+
+/// A stored object as writes work on it: those of built-in kinds in the storage version, those of custom resources in the
+/// version of the request, whose schema they are held to.
+pub fn working(entry: &Entry, stored: &Encoded) -> Result<Value, Status> {
+    let mut value = stored.to_value().map_err(Status::internal)?;
+    if let Some(custom) = &entry.custom {
+        custom.from_storage(&mut value)?;
+    }
+    Ok(value)
+}
+
+/// Turns what a write works on into what is stored.
+pub fn worked(entry: &Entry, value: &mut Value) -> Result<(), Status> {
+    entry.custom.as_ref().map_or(Ok(()), |custom| custom.to_storage(value))
+}
+
+/// Turns what a write works on into the version of `entry`.
+pub fn from_working(entry: &Entry, value: &mut Value) {
+    if entry.custom.is_none() && !entry.is_storage_version() {
         api::convert::convert(value, &entry.group, &entry.version);
         value["apiVersion"] = entry.api_version().into();
     }
-    Ok(())
 }
 
-/// Turns an object in the version of `entry` into the one that is stored.
-pub fn to_storage(entry: &Entry, value: &mut Value) -> Result<(), Status> {
-    if let Some(custom) = &entry.custom {
-        return custom.to_storage(value);
-    }
-    if !entry.is_storage_version() {
+/// Turns an object in the version of `entry` into what a write works on.
+pub fn to_working(entry: &Entry, value: &mut Value) {
+    if entry.custom.is_none() && !entry.is_storage_version() {
         api::convert::convert(value, &entry.storage_group, &entry.storage_version);
         value["apiVersion"] = entry.storage_api_version().into();
     }
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Who owns which fields: managed fields on every write, server-side apply.
 //!
-//! A writer owns fields of the version it wrote in, so an object that came in another version than it is stored in is
-//! turned into that version to be compared.
+//! A writer owns fields of the version it wrote in, so an object of a built-in kind that came in another version than it is
+//! stored in is turned into that version to be compared.
 
 use apimachinery::managed_fields::{self, Unusual, Writer};
 use apimachinery::schema::Schema;
@@ -13,7 +13,7 @@ use super::{meta, output};
 
 const NOTHING: &[&[&str]] = &[];
 
-/// Whether the fields of what is stored are not those that the writer knows.
+/// Whether the fields of what is worked on are not those that the writer knows.
 fn converts(write: &Write<'_>) -> bool {
     write.entry.custom.is_none() && !write.entry.is_storage_version()
 }
@@ -21,11 +21,7 @@ fn converts(write: &Write<'_>) -> bool {
 /// Runs `with` as the writer of a request.
 fn as_writer<T>(write: &Write<'_>, with: impl FnOnce(&Writer<'_>, &Schema) -> T) -> Option<T> {
     let entry = write.entry;
-    let (schema, api_version) = if converts(write) {
-        (entry.schema()?, entry.api_version())
-    } else {
-        (entry.storage_schema()?, entry.storage_api_version())
-    };
+    let (schema, api_version) = (entry.schema()?, entry.api_version());
     let now = write.registry.clock.now_rfc3339();
     let reset_fields = match (write.subresource, &entry.custom) {
         ("" | "status", Some(custom)) => custom.reset_fields(!write.subresource.is_empty()),
@@ -43,15 +39,38 @@ fn as_writer<T>(write: &Write<'_>, with: impl FnOnce(&Writer<'_>, &Schema) -> T)
     Some(with(&writer, schema))
 }
 
-/// A stored object in the writer's version. Built-in kinds always convert.
+/// An object in the writer's version.
 fn shown(write: &Write<'_>, object: &Value) -> Value {
     let mut object = object.clone();
-    let _ = output::from_storage(write.entry, &mut object);
+    output::from_working(write.entry, &mut object);
     object
+}
+
+/// Why the fields that others own in other versions cannot be told, if so: upstream turns a custom resource into each of these
+/// versions by its name alone and wants it declared there. What webhooks convert is not looked at.
+fn untold(write: &Write<'_>, owned: &Value, objects: &[&Value]) -> Option<String> {
+    let custom = write.entry.custom.as_ref().filter(|c| !c.has_webhook())?;
+    let own = write.entry.api_version();
+    let entries = owned.pointer("/metadata/managedFields")?.as_array()?;
+    let mut versions: Vec<&str> = entries.iter().filter_map(|e| e["apiVersion"].as_str()).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    versions.retain(|version| *version != own);
+    versions.iter().find_map(|version| {
+        let schema = custom.schema_of(version)?;
+        objects.iter().find_map(|object| managed_fields::typed::check(object, schema).err())
+    })
 }
 
 /// Claims the fields of `new`, which was `old`, for the writer.
 fn claim(write: &Write<'_>, old: Option<&Value>, new: &mut Value) {
+    if let Some(old) = old
+        && let Some(why) = untold(write, old, &[old, new])
+    {
+        tracing::debug!(name = meta::text(old, "name"), why, "cannot tell who owns which field");
+        meta::clear(new, "managedFields");
+        return;
+    }
     as_writer(write, |writer, schema| {
         if !converts(write) {
             return managed_fields::update(old, new, schema, writer);
@@ -86,12 +105,17 @@ pub fn updated(write: &Write<'_>, old: &Value, new: &mut Value) {
 
 /// The stored object with a configuration, which is in the writer's version, merged into it, defaults included.
 pub fn applied(write: &Write<'_>, old: Option<&Value>, config: &Value, force: bool) -> Result<Value, Status> {
+    if let Some(old) = old
+        && let Some(why) = untold(write, old, &[old])
+    {
+        return Err(Status::unknown(why));
+    }
     let merged = as_writer(write, |writer, schema| {
         let old = old.map(|old| if converts(write) { shown(write, old) } else { old.clone() });
         let mut new = managed_fields::apply(old.as_ref(), config, schema, writer, force)?;
         apimachinery::defaults::apply(&mut new, schema);
         if converts(write) {
-            output::to_storage(write.entry, &mut new)?;
+            output::to_working(write.entry, &mut new);
         }
         Ok(new)
     });

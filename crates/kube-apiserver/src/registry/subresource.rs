@@ -195,9 +195,6 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
             if applied["spec"].get("replicas").is_some_and(|r| !r.is_null()) {
                 scale.apply(&applied, &mut config);
             }
-            if entry.custom.is_some() {
-                super::output::to_storage(entry, &mut config)?;
-            }
             let change = Change::Apply { config, force };
             let written = handler::change_stored(registry, entry, call, "scale", change).await;
             // Whose fields these are is told in the words of who applies.
@@ -213,7 +210,7 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
     let prefix = registry.cache_of(entry)?.prefix().to_owned();
     let compute = |old: &Value| {
         let mut object = old.clone();
-        super::output::from_storage(entry, &mut object)?;
+        super::output::from_working(entry, &mut object);
         let mut new = wanted(&scale.of(&object))?;
         let version = meta::text(&new, "resourceVersion");
         if !version.is_empty() && version != "0" {
@@ -234,7 +231,7 @@ async fn scale(registry: &Registry, entry: &Arc<Entry>, call: &mut Call) -> Resu
         meta::set(&mut new, "namespace", info.namespace.as_str());
         check_scale(&new, meta::text(old, "name"))?;
         scale.apply(&new, &mut object);
-        super::output::to_storage(entry, &mut object)?;
+        super::output::to_working(entry, &mut object);
         Ok((object, Vec::new()))
     };
     let written = handler::change_stored(registry, entry, call, "scale", Change::With(&compute)).await?;

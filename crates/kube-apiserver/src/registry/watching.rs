@@ -112,7 +112,9 @@ impl Encoder {
             return None;
         }
         let kind = self.kind_for(kind, frame)?;
-        if self.verbatim {
+        if self.verbatim
+            && (self.entry.custom.is_none() || self.entry.is_current(&frame.event.object_for(kind)))
+        {
             return Some(Cow::Borrowed(frame.json(kind)));
         }
         if self.accept.encoding == Encoding::Protobuf
@@ -129,7 +131,7 @@ impl Encoder {
     }
 
     fn object(&mut self, kind: EventKind, object: &Encoded) -> Option<Bytes> {
-        if self.verbatim {
+        if self.verbatim && self.entry.is_current(object) {
             let mut out = Vec::with_capacity(object.body.len() + 96);
             write_json_event(&mut out, kind, object);
             return Some(out.into());

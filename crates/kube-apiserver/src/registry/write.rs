@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use storage::{Expect, LeaseId, Store};
 
 use super::list::not_a_number;
-use super::{Entry, Registry, Stored, meta, ownership, unchanged};
+use super::{Entry, Registry, Stored, meta, output, ownership, unchanged};
 use crate::cache::ROOT;
 use crate::http::respond;
 use crate::seams::{AdmissionRequest, Operation, Policy, Reservation};
@@ -48,11 +48,11 @@ pub struct Write<'a> {
     pub elsewhere: Duration,
 }
 
-/// What an update does with the stored object.
+/// What an update does with the stored object, all [as writes work on it](output::working) but for configurations.
 pub enum Change<'a> {
-    /// Puts this in its place (storage version, decoded and with schema defaults).
+    /// Puts this in its place, decoded and with schema defaults.
     Replace(Value),
-    /// Computes the new object from the old one; both in the storage version. Also returns warnings.
+    /// Computes the new object from the old one. Also returns warnings.
     With(&'a (dyn Fn(&Value) -> Result<(Value, Vec<String>), Status> + Send + Sync)),
     /// Server-side apply.
     Apply { config: Value, force: bool },
@@ -135,7 +135,7 @@ impl Write<'_> {
         Ok(())
     }
 
-    /// Stores a new object, given in the storage version.
+    /// Stores a new object, given [as writes work on it](output::working).
     pub async fn create(&mut self, namespace: &str, mut object: Value) -> Result<Written, Status> {
         let entry = self.entry;
         let metadata = meta::metadata(&mut object);
@@ -227,6 +227,7 @@ impl Write<'_> {
                         "resourceVersion should not be set on objects to be created",
                     ));
                 }
+                output::worked(entry, &mut object)?;
             }
             let reserved = self.reserve(&mut object, None).await?;
             let encoded = encode_with(entry, &mut object, managed.as_deref());
@@ -332,10 +333,12 @@ impl Write<'_> {
                     done => return done,
                 }
             };
-            let old = stored.to_value().map_err(Status::internal)?;
+            let old = output::working(entry, &stored)?;
             let attempted = self.change_once(namespace, name, &old, &change).await;
             let settled = match &attempted {
-                Ok(new) => !meta::same(new, &old) || registry.is_stale(cache, &key),
+                Ok(new) => {
+                    !meta::same(new, &old) || registry.is_stale(cache, &key) || !entry.is_current(&stored)
+                }
                 Err(_) => false,
             };
             if !settled && !fresh {
@@ -353,6 +356,9 @@ impl Write<'_> {
             }
             let reserved = self.reserve(&mut new, Some(&old)).await?;
             let removing = should_remove(entry, &new);
+            if !removing {
+                output::worked(entry, &mut new)?;
+            }
             let encoded = encode(entry, &mut new);
             if self.dry_run {
                 self.release(reserved).await;
@@ -634,7 +640,7 @@ fn encode_with(entry: &Entry, object: &mut Value, managed: Option<&str>) -> Enco
 
 fn write_json(out: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
     // Values have string keys only; writing to memory cannot fail.
-    let _ = serde_json::to_writer(out, value);
+    let _ = apimachinery::codec::numbers::to_writer(out, value);
 }
 
 fn write_members<'a>(
