@@ -139,14 +139,11 @@ fn check_kind(value: &mut Value, shape: Shape<'_>) -> Result<(), Status> {
 }
 
 /// The kind and version of a custom resource that was sent, neither of which may be left out.
-fn check_sent_kind(value: &Value, body: &[u8], encoding: Encoding, shape: Shape<'_>) -> Result<(), Status> {
+fn check_sent_kind(value: &Value, body: &[u8], shape: Shape<'_>) -> Result<(), Status> {
     let said = |name: &str| value[name].as_str().unwrap_or_default();
     let wanted = api_version(shape.group, shape.version);
     if said("kind").is_empty() {
-        let text = match encoding {
-            Encoding::Json => String::from_utf8_lossy(body).into_owned(),
-            _ => value.to_string(),
-        };
+        let text = String::from_utf8_lossy(body);
         return Err(unrecognized(body, shape, &format!("Object 'Kind' is missing in '{text}'")));
     }
     if said("apiVersion") != wanted {
@@ -215,7 +212,7 @@ pub fn decode(
             let decoded = codec::decode(body, media, schema, strictness).map_err(|error| {
                 // What is of another kind is told as such, whatever else is wrong with it.
                 match codec::type_meta(body, media) {
-                    Ok((version, _)) if version.matches('/').count() > 1 && shape.is_builtin() => {
+                    Ok((version, _)) if version.matches('/').count() > 1 => {
                         unrecognized(body, shape, &format!("unexpected GroupVersion string: {version}"))
                     }
                     // Custom resources of another kind are told as invalid, once they can be read.
@@ -236,14 +233,12 @@ pub fn decode(
         }
         None => (codec::decode_any(body, media).map_err(refused)?, Vec::new()),
     };
-    if let Some(version) = read.0["apiVersion"].as_str().filter(|v| v.matches('/').count() > 1)
-        && shape.is_builtin()
-    {
+    if let Some(version) = read.0["apiVersion"].as_str().filter(|v| v.matches('/').count() > 1) {
         return Err(unrecognized(body, shape, &format!("unexpected GroupVersion string: {version}")));
     }
     match shape.is_builtin() {
         true => check_kind(&mut read.0, shape)?,
-        false => check_sent_kind(&read.0, body, encoding, shape)?,
+        false => check_sent_kind(&read.0, body, shape)?,
     }
     Ok(read)
 }

@@ -496,6 +496,20 @@ async fn bodies_are_read_without_types() {
         (
             "POST",
             String::new(),
+            "application/yaml",
+            "kind: ''\n".to_owned(),
+            "the object provided is unrecognized (must be of type Thing): Object 'Kind' is missing in 'kind: ''\n' (",
+        ),
+        (
+            "POST",
+            String::new(),
+            "application/json",
+            r#"{"apiVersion":"a/b/c","kind":"Thing"}"#.to_owned(),
+            "the object provided is unrecognized (must be of type Thing): unexpected GroupVersion string: a/b/c (",
+        ),
+        (
+            "POST",
+            String::new(),
             "application/json",
             r#"{"kind":"Thing"}"#.to_owned(),
             "the API version in the data () does not match the expected API version (stable.example.com/v1)",

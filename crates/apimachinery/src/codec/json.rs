@@ -833,7 +833,11 @@ impl<'a> Reader<'a> {
     }
 
     fn mismatch_of(&self, found: &str, go: &str) -> DecodeError {
-        let fields = self.fields();
+        let mut fields = self.fields();
+        if self.custom && !fields.is_empty() {
+            // Of custom resources Go reads the metadata by itself.
+            fields.remove(0);
+        }
         DecodeError::new(if fields.is_empty() {
             format!("json: cannot unmarshal {found} into Go value of type {go}")
         } else {

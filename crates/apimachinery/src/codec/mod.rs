@@ -489,6 +489,15 @@ mod tests {
         let error =
             decode(br#"{"spec":{"n":1e400}}"#, MediaType::Json, &schema, Strictness::Warn).unwrap_err();
         assert_eq!(error.message, "json: cannot unmarshal number 1e400 into Go value of type float64");
+        for (metadata, why) in [
+            ("5", "Go value of type v1.ObjectMeta"),
+            (r#"{"name":5}"#, "Go struct field ObjectMeta.name of type string"),
+            (r#"{"labels":{"a":5}}"#, "Go struct field ObjectMeta.labels of type string"),
+        ] {
+            let text = format!(r#"{{"metadata":{metadata}}}"#);
+            let error = decode(text.as_bytes(), MediaType::Json, &schema, Strictness::Warn).unwrap_err();
+            assert_eq!(error.message, format!("json: cannot unmarshal number into {why}"));
+        }
         let applied = |spec: Value| type_applied(&json!({"spec": spec}), &schema);
         assert_eq!(
             applied(json!({"none": {"a": {"b": 1}}})).unwrap()["spec"],

@@ -12,7 +12,7 @@ use apimachinery::field_path::Path;
 use apimachinery::object::Encoded;
 use apimachinery::schema::Schema;
 use apimachinery::selector::FieldSelector;
-use apimachinery::status::{FieldError, FieldErrorKind, Status};
+use apimachinery::status::{FieldError, FieldErrorKind, Status, quote};
 use apimachinery::structural::Validator;
 use expression::rules::Rules as CelRules;
 use jiff::Timestamp;
@@ -28,8 +28,31 @@ use crate::registry::meta;
 use crate::seams::Objects;
 
 /// What is the same for all custom resources.
-static NAMESPACED: Rules = Rules { namespaced: true, unconditional_update: false, ..DEFAULT };
-static CLUSTER: Rules = Rules { namespaced: false, unconditional_update: false, ..DEFAULT };
+static NAMESPACED: Rules =
+    Rules { namespaced: true, unconditional_update: false, warnings: warn_of_finalizers, ..DEFAULT };
+static CLUSTER: Rules = Rules { namespaced: false, ..NAMESPACED };
+
+/// Advice on names of finalizers that are new.
+fn warn_of_finalizers(new: &Value, old: Option<&Value>) -> Vec<String> {
+    let before = old.map(meta::finalizers).unwrap_or_default();
+    let mut added = meta::finalizers(new);
+    added.retain(|f| {
+        !f.contains('/')
+            && !before.contains(f)
+            && !matches!(&**f, "kubernetes" | "orphan" | "foregroundDeletion")
+    });
+    added.sort();
+    added.dedup();
+    let told = |name: &String| {
+        let path = if name.contains('.') { " including a path (/)" } else { "" };
+        format!(
+            "metadata.finalizers: {}: prefer a domain-qualified finalizer name{path} to avoid accidental conflicts with \
+             other finalizer writers",
+            quote(name)
+        )
+    };
+    added.iter().map(told).collect()
+}
 
 /// A version that objects may be in.
 struct Version {
@@ -513,5 +536,25 @@ impl CustomResource {
         }
         object["apiVersion"] = json!(to);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_finalizers_are_advised_on() {
+        let object = |finalizers: &[&str]| json!({"metadata": {"finalizers": finalizers}});
+        let new = object(&["b.c", "a", "a/b", "orphan"]);
+        let told = |name: &str, path: &str| {
+            format!(
+                "metadata.finalizers: \"{name}\": prefer a domain-qualified finalizer name{path} to avoid accidental \
+                 conflicts with other finalizer writers"
+            )
+        };
+        let (a, b) = (told("a", ""), told("b.c", " including a path (/)"));
+        assert_eq!(warn_of_finalizers(&new, None), [a.clone(), b]);
+        assert_eq!(warn_of_finalizers(&new, Some(&object(&["b.c"]))), [a]);
     }
 }
