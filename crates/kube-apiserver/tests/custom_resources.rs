@@ -336,7 +336,9 @@ async fn versions_have_schemas_of_their_own() {
         cluster.client.request::<DynamicObject>(request)
     };
     // What v2 does not know is not what the client wrote.
-    strict("v2", json!({"metadata": {"labels": {"a": "b"}}})).await.unwrap();
+    let labelled = strict("v2", json!({"metadata": {"labels": {"a": "b"}}})).await.unwrap();
+    // The default of v2 is no field of v1, whose owner's fields are forgotten with all others.
+    assert_eq!(labelled.metadata.managed_fields, None);
     // Which takes it away.
     assert_eq!(spec(v1.get("a").await.unwrap()), said("v1", json!({"name": "a"})));
 
@@ -388,6 +390,9 @@ async fn versions_have_schemas_of_their_own() {
         message(lacking.unwrap_err()),
         "Thing.stable.example.com \"c\" is invalid: spec.old: Required value"
     );
+    let config = Patch::Apply(thing("v2", "c", json!({"spec": {"name": "d"}})));
+    let undeclared = v2.patch("c", &apply, &config).await;
+    assert_eq!(message(undeclared.unwrap_err()), ".spec.new: field not declared in schema");
     v1.delete("c", &Default::default()).await.unwrap();
 }
 
