@@ -404,9 +404,10 @@ async fn bodies_are_read_without_types() {
         "i": {"type": "integer"}, "n": {"type": "number"}, "s": {"type": "string"}, "x": {"x-kubernetes-int-or-string": true},
         "d": {"type": "string", "default": "z"}, "nullable": {"type": "string", "nullable": true},
         "none": {"type": "object"},
-        "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}}});
-    define(&cluster, json!([{"name": "v1", "served": true, "storage": true, "schema": schema}]), Value::Null)
-        .await;
+        "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}},
+        "status": {"type": "object", "properties": {"n": {"type": "integer"}}}}}});
+    let version = json!([{"name": "v1", "served": true, "storage": true, "schema": schema, "subresources": {"status": {}}}]);
+    define(&cluster, version, Value::Null).await;
     let send = |method: &str, path: &str, content: &str, body: String| {
         let uri = format!("/apis/{GROUP}/v1/namespaces/default/things{path}");
         let request = http::Request::builder()
@@ -531,6 +532,14 @@ async fn bodies_are_read_without_types() {
         let error = message(send(method, &path, content, sent.clone()).await.unwrap_err());
         assert!(error.contains(want), "{sent}: {error}");
     }
+    // A status is judged by itself.
+    let status = r#"{"status":{"n":1.5}}"#.to_owned();
+    let error = message(send("PATCH", "/a0/status", merge, status).await.unwrap_err());
+    assert_eq!(
+        error,
+        "Thing.stable.example.com \"a0\" is invalid: [status.n: Invalid value: \"number\": n in body must be of type integer: \
+         \"number\", status: Invalid value: \"\": Checked value must be of type integer (default format) in n]"
+    );
     // What declares nothing is owned although it is dropped.
     let applied = send(
         "PATCH",

@@ -72,6 +72,8 @@ pub struct CustomResource {
     stored_prefix: String,
     open_api: Value,
     validator: Validator,
+    /// Of the status alone, which is all that counts where only that is written.
+    status_validator: Option<Validator>,
     rules: Option<CelRules>,
     table: CustomTable,
     /// Of all versions, which share the cache.
@@ -248,6 +250,7 @@ pub fn entries(
             api_version: own_api_version,
             storage_api_version,
             validator: Validator::new(&open_api),
+            status_validator: open_api["properties"].get("status").filter(|_| has_status).map(Validator::new),
             rules: CelRules::new(&open_api),
             table: CustomTable::new(version),
             selectable: selectable.clone(),
@@ -304,6 +307,40 @@ fn has_default(schema: &Value) -> bool {
         Value::Object(members) => members.contains_key("default") || members.values().any(has_default),
         Value::Array(items) => items.iter().any(has_default),
         _ => false,
+    }
+}
+
+/// What is wrong with a number of replicas at `path`, which need not be there.
+fn replicas(object: &Value, path: &str) -> Option<FieldError> {
+    let shown = Path::new(&format!(".{path}"));
+    let other = |at: &str, value: &Value, wanted: &str| {
+        let found = match value {
+            Value::Array(_) => "[]interface {}",
+            Value::Object(_) => "map[string]interface {}",
+            other => apimachinery::go::kind(other),
+        };
+        let value = apimachinery::go::plain(value);
+        let why = format!("{at} accessor error: {value} is of the type {found}, expected {wanted}");
+        Some(FieldError::invalid(&shown, 0, why))
+    };
+    let (mut value, mut at) = (object, String::new());
+    for name in path.split('.') {
+        let Some(members) = value.as_object() else {
+            return other(&format!("{at}.{name}"), value, "map[string]interface{}")
+                .filter(|_| !value.is_null());
+        };
+        value = members.get(name)?;
+        at.push('.');
+        at.push_str(name);
+    }
+    match value.as_i64() {
+        None if value.is_null() => None,
+        None => other(&at, value, "int64"),
+        Some(n) if n < 0 => Some(FieldError::invalid(&shown, n, "should be a non-negative integer")),
+        Some(n) if n > i64::from(i32::MAX) => {
+            Some(FieldError::invalid(&shown, n, format!("should be less than or equal to {}", i32::MAX)))
+        }
+        Some(_) => None,
     }
 }
 
@@ -389,12 +426,25 @@ impl CustomResource {
         }
     }
 
-    /// What is wrong with an object, given what it was before. Also returns warnings about what was as wrong before.
-    pub fn validate(&self, object: &Value, old: Option<&Value>) -> (Vec<FieldError>, Vec<String>) {
-        let mut errors = match old {
-            Some(old) => self.validator.validate_update(object, old),
-            None => self.validator.validate(object),
+    /// What is wrong with an object, or with its status alone, given what it was before. Also returns warnings about what was as
+    /// wrong before.
+    pub fn validate(
+        &self,
+        object: &Value,
+        old: Option<&Value>,
+        status: bool,
+    ) -> (Vec<FieldError>, Vec<String>) {
+        let mut errors = match (old, status) {
+            (Some(old), true) => self.validate_status(object, old),
+            (Some(old), false) => self.validator.validate_update(object, old),
+            (None, _) => self.validator.validate(object),
         };
+        if let Some(scale) = &self.scale {
+            let spec = (!status).then_some(scale.spec_replicas);
+            errors.extend(
+                spec.into_iter().chain([scale.status_replicas]).filter_map(|path| replicas(object, path)),
+            );
+        }
         let Some(rules) = &self.rules else { return (errors, Vec::new()) };
         let blocks = |e: &FieldError| {
             use FieldErrorKind::{NotSupported, Required, TooLong, TooMany, TypeInvalid};
@@ -408,6 +458,21 @@ impl CustomResource {
         let findings = rules.validate(object, old);
         errors.extend(findings.errors);
         (errors, findings.warnings)
+    }
+
+    fn validate_status(&self, object: &Value, old: &Value) -> Vec<FieldError> {
+        let (Some(validator), Some(status)) = (&self.status_validator, object.get("status")) else {
+            return Vec::new();
+        };
+        let mut errors = validator.validate_update(status, &old["status"]);
+        for error in &mut errors {
+            error.path = match error.path.as_str() {
+                "<nil>" => "status".to_owned(),
+                index if index.starts_with('[') => format!("status{index}"),
+                path => format!("status.{path}"),
+            };
+        }
+        errors
     }
 
     pub fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
@@ -542,6 +607,32 @@ impl CustomResource {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn replicas_are_numbers() {
+        for (object, want) in [
+            (json!({}), ""),
+            (json!({"spec": null}), ""),
+            (json!({"spec": {"n": 3}}), ""),
+            (json!({"spec": {"n": -1}}), ".spec.n: Invalid value: -1: should be a non-negative integer"),
+            (
+                json!({"spec": {"n": 2_147_483_648u64}}),
+                ".spec.n: Invalid value: 2147483648: should be less than or equal to 2147483647",
+            ),
+            (
+                json!({"spec": {"n": 1.5}}),
+                ".spec.n: Invalid value: 0: .spec.n accessor error: 1.5 is of the type float64, expected int64",
+            ),
+            (
+                json!({"spec": "x"}),
+                ".spec.n: Invalid value: 0: .spec.n accessor error: x is of the type string, expected \
+                 map[string]interface{}",
+            ),
+        ] {
+            let error = replicas(&object, "spec.n").map(|e| e.to_string()).unwrap_or_default();
+            assert_eq!(error, want);
+        }
+    }
 
     #[test]
     fn new_finalizers_are_advised_on() {

@@ -215,7 +215,7 @@ impl Write<'_> {
             if attempt == 0 {
                 let mut errors = entry.strategy.validate(&object);
                 if let Some(custom) = &entry.custom {
-                    errors.extend(custom.validate(&object, None).0);
+                    errors.extend(custom.validate(&object, None, false).0);
                 }
                 self.invalid(&name, errors)?;
                 self.warnings.extend(entry.strategy.warnings(&object, None));
@@ -537,7 +537,7 @@ impl Write<'_> {
         };
         let mut errors = errors;
         if let Some(custom) = &entry.custom {
-            let (wrong, warnings) = custom.validate(&new, Some(old));
+            let (wrong, warnings) = custom.validate(&new, Some(old), self.subresource == "status");
             errors.extend(wrong);
             self.warnings.extend(warnings);
         }
