@@ -385,7 +385,8 @@ impl<'a> Reader<'a> {
                 match schema.field_near(&key, &mut expected) {
                     Some(field) => {
                         let bit = u32::try_from(expected).ok().and_then(|n| 1u64.checked_shl(n)).unwrap_or(0);
-                        let again = seen & bit != 0;
+                        // Of more fields than there are bits, those that left something.
+                        let again = seen & bit != 0 || bit == 0 && object.contains_key(&*key);
                         seen |= bit;
                         self.path.push(Segment::Field(key));
                         let value = self.value(&field.schema)?;

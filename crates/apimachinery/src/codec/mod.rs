@@ -483,6 +483,12 @@ mod tests {
                 "{spec}"
             );
         }
+        let many: serde_json::Map<String, Value> =
+            (10..110).map(|n| (format!("f{n}"), json!({"type": "string"}))).collect();
+        let wide = crate::schema::Schema::custom(&json!({"type": "object", "properties": many}));
+        let text = br#"{"f11":"a","f11":"b","f99":"a","f99":"b"}"#;
+        let decoded = decode(text, MediaType::Json, &wide, Strictness::Warn).unwrap();
+        assert_eq!(decoded.complaints, [r#"duplicate field "f11""#, r#"duplicate field "f99""#]);
         let text = br#"{"metadata":{"labels":{"a":"1"},"labels":{"b":"2"}},"spec":{"n":1},"spec":{"s":"a"}}"#;
         let decoded = decode(text, MediaType::Json, &schema, Strictness::Warn).unwrap();
         assert_eq!(decoded.value, json!({"metadata": {"labels": {"b": "2"}}, "spec": {"s": "a"}}));

@@ -42,6 +42,7 @@ const H2_CONNECTION_WINDOW: u32 = 4 << 20;
 const H2_SEND_BUFFER: usize = 1 << 20;
 /// What `--grpc-keepalive-interval` is when nobody sets it: too long to be worth the cost of HTTP/2's own pings.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
+/// After so long without a word TCP looks whether the client is still there, as etcd's does.
 const QUIET: Duration = Duration::from_secs(30);
 /// How long calls in flight may take to end on shutdown.
 const GRACE: Duration = Duration::from_secs(5);

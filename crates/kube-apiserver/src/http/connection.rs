@@ -36,6 +36,7 @@ const H2_STREAMS_MAX: u32 = 250;
 const H2_STREAM_WINDOW: u32 = 256 << 10;
 const H2_CONNECTION_WINDOW: u32 = 1 << 20;
 const H2_SEND_BUFFER: usize = 128 << 10;
+/// After so long without a word TCP looks whether the client is still there, as upstream's does.
 const QUIET: Duration = Duration::from_secs(180);
 
 /// Accepts until `shutdown`, then lets requests in flight end for at most `grace`.
